@@ -1,0 +1,1 @@
+"""What is measured on a bundle: parity of its engines with the networks they came from."""

@@ -1,0 +1,289 @@
+"""The OpenVINO engine: the default on a CPU, and the only file that meets openvino."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ..errors import EngineError
+from .binding import Array, check_feeds
+from .blobs import BlobStore
+from .engine import check_graph
+from .manifest import NetworkSpec
+from .precision import Precision
+from .target import Target, detect
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+
+__all__ = ["BLOB_LIMIT", "OpenVinoEngine"]
+
+Shapes: TypeAlias = "tuple[tuple[int, ...], ...]"
+
+BLOB_LIMIT = 512 << 20
+"""Networks with more bytes of graph and weights stay out of the cache: a blob holds the weights once more."""
+
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_DTYPES = {"f32": "float32", "i64": "int64", "i32": "int32", "u8": "uint8", "boolean": "bool"}
+
+
+@dataclass
+class _Compiled:
+    """One network compiled for one set of shapes, with the buffers of its request."""
+
+    model: Any
+    request: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Array | None]
+    payload: Array | None
+    ports: dict[str, Any]
+    fed: dict[str, Array] = field(default_factory=dict[str, Array])
+    own: dict[str, Array] = field(default_factory=dict[str, Array])
+
+
+class OpenVinoEngine:
+    """A network on OpenVINO's CPU plugin.
+
+    Every set of input shapes is compiled once, with static shapes, and kept: the last `shapes` of them in memory, and
+    on disk (below `BLOB_LIMIT`) under a key of weights, graph, OpenVINO, processor, precision, shapes and threads.
+
+    Arguments:
+        bundle: The bundle.
+        spec: The network.
+        precision: What to compute in; OpenVINO is told it always, since its own default depends on the processor.
+        threads: Threads, None for one a core.
+        shapes: How many sets of shapes stay compiled in memory; the longest unused goes first.
+        cache: Keep compiled networks on disk. A bundle opened without verification reads the cache but adds nothing.
+    """
+
+    backend = "openvino"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        spec: NetworkSpec,
+        *,
+        precision: Precision,
+        threads: int | None = None,
+        shapes: int = 4,
+        cache: bool = True,
+    ) -> None:
+        self.spec = spec
+        self.precision: Precision = precision
+        self.cached: dict[Shapes, bool] = {}
+        self._bundle = bundle
+        self._shapes = max(1, shapes)
+        self._cache = cache
+        self._compiled: OrderedDict[Shapes, _Compiled] = OrderedDict()
+        self._model: Any = None
+        self._core: Any = _core()
+        self._config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+        if threads is not None:
+            self._config["INFERENCE_NUM_THREADS"] = threads
+
+    def __call__(self, **feeds: Array) -> dict[str, Array]:
+        """Run the network; see `Engine`. The first call with new shapes compiles."""
+        check_feeds(self.spec, feeds)
+        if self._core is None:
+            raise EngineError(f"{self.spec.name}: the engine was closed; open it again with open_engine()")
+        key = tuple(feeds[binding.name].shape for binding in self.spec.inputs)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            compiled = self._compile(key)
+        else:
+            self._compiled.move_to_end(key)
+        for name, array in feeds.items():
+            if compiled.fed.get(name) is not array:
+                _feed(compiled, name, array)
+        try:
+            compiled.request.infer()
+        except RuntimeError as error:
+            raise EngineError(f"{self.spec.name}: OpenVINO failed while running ({_brief(error)})") from error
+        return {name: _output(compiled, name) for name in compiled.outputs}
+
+    def close(self) -> None:
+        """Free the compiled networks; see `Engine`."""
+        self._compiled.clear()
+        self._model = self._core = None
+
+    def __enter__(self) -> OpenVinoEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _compile(self, key: Shapes) -> _Compiled:
+        while len(self._compiled) >= self._shapes:
+            self._compiled.popitem(last=False)
+        store = self._store(key)
+        try:
+            if store is None:
+                model, payload = self._build(key), None
+            else:
+                with store.lock():
+                    model, payload = self._load(store) or (self._build_and_store(key, store), None)
+            self._prove(model)
+            compiled = self._prepare(model, payload)
+        except RuntimeError as error:
+            shapes = ", ".join(f"{b.name}={shape}" for b, shape in zip(self.spec.inputs, key, strict=True))
+            raise EngineError(f"{self.spec.name}: OpenVINO cannot compile it for {shapes} ({_brief(error)})") from error
+        self.cached[key] = payload is not None
+        self._compiled[key] = compiled
+        return compiled
+
+    def _store(self, key: Shapes) -> BlobStore | None:
+        files = self._bundle.manifest.files
+        if not self._cache or sum(files[path].bytes for path in self.spec.files) > BLOB_LIMIT:
+            return None
+        facts, version = detect(), _version()
+        content = {
+            "format": 1,
+            "network": self._bundle.digest(self.spec.name),
+            "openvino": version,
+            "cpu": facts.key,
+            "cores": facts.cores,
+            "config": self._config,
+            "shapes": [[binding.name, *shape] for binding, shape in zip(self.spec.inputs, key, strict=True)],
+        }
+        return BlobStore(Target("openvino", ".".join(version.split(".")[:2]), "cpu").tag, content)
+
+    def _load(self, store: BlobStore) -> tuple[Any, Array] | None:
+        import openvino
+
+        payload = store.load()
+        if payload is None:
+            return None
+        try:
+            return self._core.import_model(
+                openvino.Tensor(payload, shared_memory=True), "CPU", dict(self._config)
+            ), payload
+        except RuntimeError:
+            store.discard()
+            return None
+
+    def _build_and_store(self, key: Shapes, store: BlobStore) -> Any:
+        model = self._build(key)
+        if self._bundle.verified:
+            store.store(_exported(model))
+        return model
+
+    def _build(self, key: Shapes) -> Any:
+        if self._model is None:
+            graph: Path = self._bundle.file(self.spec.graph)
+            self._model = self._core.read_model(graph)
+            check_graph(self.spec, "OpenVINO", _ports(self._model))
+            _keep_compressed(self._model)
+        model = self._model.clone()
+        model.reshape(
+            {_port(model.inputs, b.name): list(shape) for b, shape in zip(self.spec.inputs, key, strict=True)}
+        )
+        return self._core.compile_model(model, "CPU", dict(self._config))
+
+    def _prove(self, model: Any) -> None:
+        """Refuse a silent change of precision."""
+        told, done = _HINTS[self.precision], model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if told != done:
+            raise EngineError(
+                f"{self.spec.name}: OpenVINO was told {told} and computes in {done} on {detect().model}; "
+                "open it with precision='fp32'"
+            )
+
+    def _prepare(self, model: Any, payload: Array | None) -> _Compiled:
+        import openvino
+
+        check_graph(self.spec, "OpenVINO", _ports(model))
+        request = model.create_infer_request()
+        outputs: dict[str, Array | None] = {}
+        ports: dict[str, Any] = {}
+        for binding in self.spec.outputs:
+            port = ports[binding.name] = _port(model.outputs, binding.name)
+            if port.partial_shape.is_dynamic:
+                outputs[binding.name] = None
+                continue
+            array = np.zeros(tuple(port.shape), dtype=binding.dtype)
+            request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
+            outputs[binding.name] = array
+        inputs = {binding.name: _port(model.inputs, binding.name) for binding in self.spec.inputs}
+        return _Compiled(model, request, inputs, outputs, payload, ports)
+
+
+def _feed(compiled: _Compiled, name: str, array: Array) -> None:
+    """Show the request an array where it lies, or a copy if it lies badly, is read-only or is one of the outputs."""
+    import openvino
+
+    kept = array
+    aliased = any(out is not None and np.may_share_memory(array, out) for out in compiled.outputs.values())
+    if aliased or not (array.flags.c_contiguous and array.flags.writeable):
+        kept = compiled.own.setdefault(name, np.empty(array.shape, array.dtype))
+        np.copyto(kept, array)
+    if compiled.fed.get(name) is not kept:
+        compiled.request.set_tensor(compiled.inputs[name], openvino.Tensor(kept, shared_memory=True))
+        compiled.fed[name] = kept
+
+
+def _output(compiled: _Compiled, name: str) -> Array:
+    array = compiled.outputs[name]
+    return np.array(compiled.request.get_tensor(compiled.ports[name]).data) if array is None else array
+
+
+def _core() -> Any:
+    try:
+        import openvino
+
+        return openvino.Core()
+    except (ImportError, RuntimeError) as error:
+        raise EngineError(f"OpenVINO is installed but does not load ({_brief(error)}); reinstall openvino") from error
+
+
+def _version() -> str:
+    import openvino
+
+    return str(openvino.get_version())
+
+
+def _exported(model: Any) -> memoryview:
+    stream = model.export_model()
+    return memoryview(stream if isinstance(stream, bytes) else stream.getbuffer())
+
+
+def _keep_compressed(model: Any) -> None:
+    """Mark the casts of half-precision weights, so that OpenVINO does not widen and keep them.
+
+    Its readers of other formats set this mark themselves. It takes a third off the memory of a compiled network and
+    halves its blob; the results are the same bits.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == "Convert" and node.input_value(0).get_node().get_type_name() == "Constant":
+            node.get_rt_info()["decompression_0"] = True
+
+
+def _port(ports: Iterable[Any], name: str) -> Any:
+    return next(port for port in ports if name in port.get_names())
+
+
+def _ports(model: Any) -> dict[str, Sequence[tuple[str, str, int | None]]]:
+    return {"input": [_facts(p) for p in model.inputs], "output": [_facts(p) for p in model.outputs]}
+
+
+def _facts(port: Any) -> tuple[str, str, int | None]:
+    kind = str(port.get_element_type().get_type_name())
+    rank = port.partial_shape.rank
+    return port.get_any_name(), _DTYPES.get(kind, kind), None if rank.is_dynamic else rank.get_length()
+
+
+def _brief(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Exception from" not in line]
+    return " ".join(lines)[:300] or type(error).__name__

@@ -1,0 +1,94 @@
+"""Self-checks: the ONNX checker on what was written, and ONNX Runtime against torch.
+
+Tolerances are relative L2 errors against torch in float32 on the weights as they were before storage. They are a
+compute part plus a storage part, each the rounding error of one layer times the root of some hundred layers, since
+rounding errors of successive layers are independent, times a margin of three:
+
+==========  ===================  ======================================================
+part        per layer (rms)      allowed
+==========  ===================  ======================================================
+fp32        3e-8                 1e-4: summation orders differ too, by thousands of terms
+fp16        1.4e-4 (2^-11 / √12) 1e-2 computing, 5e-3 stored (weights alone are rounded)
+bf16        1.1e-3 (2^-8 / √12)  8e-2 computing, 4e-2 stored
+int8 rows   4e-3 of a row        5e-2 stored: cosine 0.999
+==========  ===================  ======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from ..calibration.parity import Deviation, compare
+from ..engines.binding import Array
+from ..engines.bundle import Bundle
+from ..engines.manifest import Artifact, Manifest, NetworkSpec
+from ..engines.onnxruntime import OnnxRuntimeEngine
+from ..errors import ExportError
+
+__all__ = ["check_graph", "measure", "tolerances", "write_reference"]
+
+_COMPUTE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+_STORAGE = {"fp32": 0.0, "fp16": 5e-3, "bf16": 4e-2, "int8": 5e-2}
+
+
+def tolerances(storage: str) -> dict[str, float]:
+    """Relative error allowed to an engine by its precision, for weights stored as "fp32", "fp16", "bf16" or "int8"."""
+    return {precision: compute + _STORAGE[storage] for precision, compute in _COMPUTE.items()}
+
+
+def check_graph(name: str, path: Path) -> None:
+    """onnx.checker with full shape inference; ``ExportError`` if it objects."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # onnx raises several kinds
+        raise ExportError(f"{name}: the ONNX checker objects to {path.name}: {error}") from error
+
+
+def write_reference(path: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    """Store inputs and torch's outputs as ``in/<name>`` and ``out/<name>``; ``ExportError`` if one is not finite."""
+    from safetensors.numpy import save
+
+    arrays = {f"in/{name}": tensor.numpy() for name, tensor in inputs.items()}
+    arrays |= {f"out/{name}": tensor.numpy() for name, tensor in outputs.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ExportError(
+                f"{path.stem}: torch itself gives NaN or infinity in {name!r}; the checkpoint's weights are broken"
+            )
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def measure(
+    folder: Path, spec: NetworkSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> Deviation:
+    """Run a written network on ONNX Runtime and compare with torch.
+
+    Arguments:
+        folder: Where the bundle is being written.
+        spec: The network, its tolerance included.
+        inputs: Inputs by name.
+        outputs: Torch's outputs by name.
+
+    Raises:
+        ExportError: The deviation exceeds ``spec.tolerance["fp32"]``.
+        EngineError: ONNX Runtime refuses the graph.
+    """
+    files = {path: Artifact("0" * 64, (folder / path).stat().st_size) for path in spec.files}
+    networks = {spec.name: replace(spec, reference=None)}
+    manifest = Manifest("export", "unfinished", "unknown", {}, networks, files=files)
+    feeds: dict[str, Array] = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
+    with OnnxRuntimeEngine(Bundle(folder, manifest), spec) as engine:
+        deviation = compare(engine(**feeds), {name: tensor.numpy() for name, tensor in outputs.items()})
+    if not deviation.finite or deviation.relative > spec.tolerance["fp32"]:
+        found = f"relative error {deviation.relative:.2e}" if deviation.finite else "NaN or infinity"
+        raise ExportError(
+            f"{spec.name}: ONNX Runtime and torch disagree, {found} where {spec.tolerance['fp32']:.2e} is allowed; "
+            "export with precision='fp32' to tell rounding from a fault in the graph"
+        )
+    return deviation

@@ -1,0 +1,97 @@
+"""A network on its way into a bundle: a torch module, its bindings, and inputs to try it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..engines.binding import Binding, Dimension, resolve
+
+__all__ = ["Network", "Sample", "codes", "image", "integers", "mask", "normal", "timesteps"]
+
+Sample: TypeAlias = "Callable[[tuple[int, ...], Generator], Tensor]"
+"""Draws an input of this shape: (shape, generator) -> tensor of the binding's type."""
+
+
+def normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Standard normal values."""
+    return torch.randn(shape, generator=generator)
+
+
+def image(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Uniform values in [-1, 1], the range of a picture."""
+    return torch.rand(shape, generator=generator) * 2 - 1
+
+
+def timesteps(steps: int) -> Sample:
+    """Whole timesteps in [0, steps) as float32."""
+    return lambda shape, generator: torch.randint(0, steps, shape, generator=generator).float()
+
+
+def integers(stop: int) -> Sample:
+    """int64 in [0, stop): labels, token ids."""
+    return lambda shape, generator: torch.randint(0, stop, shape, generator=generator)
+
+
+def mask(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """int64 attention mask: row i hides its last i tokens, the first token always attends."""
+    rows, tokens = shape
+    keep = (tokens - torch.arange(rows)[:, None]).clamp(min=1)
+    return (torch.arange(tokens)[None] < keep).long()
+
+
+def codes(table: Tensor) -> Sample:
+    """Latents (B, C, h, w) whose pixels are rows of a codebook (K, C), so that quantising them is no close call."""
+
+    def draw(shape: tuple[int, ...], generator: Generator) -> Tensor:
+        batch, _, height, width = shape
+        rows = table[torch.randint(0, len(table), (batch, height, width), generator=generator)]
+        return rows.permute(0, 3, 1, 2).contiguous()
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Network:
+    """What `export_network` makes a graph of.
+
+    Arguments:
+        name: Its name in the bundle, e.g. "unet".
+        build: Gives the torch module in float32 whose `forward` takes the inputs in order and returns the
+            outputs in order. Called once, when its turn comes, so that one network is in memory at a time.
+        inputs: Bindings it takes; batch is axis 0.
+        outputs: Bindings it gives.
+        dimensions: Range of every symbolic dimension.
+        samples: How to draw an input; by default normal values, which integer inputs cannot use.
+        sample_from: Like `samples`, from the module, for inputs that depend on its weights.
+        weights: "int8" stores the rows of tables and linear weights in 8 bits; None stores as the bundle does.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    dimensions: Mapping[str, Dimension]
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    sample_from: Callable[[nn.Module], Mapping[str, Sample]] | None = None
+    weights: str | None = None
+
+    def sizes(self, variant: int) -> dict[str, int]:
+        """Small extents for every dimension; variant 0 is traced, variant 1, all other, is checked."""
+        result = {}
+        for index, (name, d) in enumerate(self.dimensions.items()):
+            # Neighbouring dimensions differ, so that height and width cannot be mistaken for each other.
+            units = 2 + (index % 3 + variant) % 3
+            smallest = -(-max(d.min, 2) // d.multiple)
+            result[name] = min(max(units, smallest + variant) * d.multiple, d.max)
+        return result
+
+    def example(self, module: nn.Module, sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, Tensor]:
+        """Inputs of these extents, the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        samples = {**self.samples, **(self.sample_from(module) if self.sample_from else {})}
+        return {b.name: samples.get(b.name, normal)(resolve(b, sizes), generator) for b in self.inputs}

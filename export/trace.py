@@ -1,0 +1,93 @@
+"""Tracing: a torch module becomes an ONNX graph with named, ranged dimensions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from ..engines.binding import Binding, Dimension
+from ..errors import ExportError
+from .network import Network
+
+__all__ = ["OPSET", "trace"]
+
+OPSET = 20
+"""The newest opset whose attention and group norm are plain operators in every engine that we target."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences remarks of the exporter on itself (absent torchvision, names it renames)."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    levels = [(logger, logger.level) for logger in (*loggers, registry)]
+    try:
+        for logger, _ in levels:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
+
+
+def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> ir.Model:
+    """The graph of `module` in float32, its weights shared with the module and not yet copied.
+
+    Arguments:
+        network: Names and ranges.
+        module: What `network.build` gave.
+        inputs: An example, by name; extents of symbolic dimensions are not kept.
+
+    Raises:
+        ExportError: The exporter cannot follow the module, or specialises a dimension that should stay free.
+    """
+    module.eval().requires_grad_(False)
+    axes = _dynamic_axes(network.inputs, network.dimensions)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tuple(inputs[b.name] for b in network.inputs),
+                input_names=[b.name for b in network.inputs],
+                output_names=[b.name for b in network.outputs],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=axes,
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many kinds of its own
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(
+            f"{network.name}: torch cannot trace it over {', '.join(network.dimensions)} ({reason}); "
+            "see the chained error, or give the dimension a multiple that the network can halve"
+        ) from error
+    return cast("ir.Model", cast(Any, program).model)
+
+
+def _dynamic_axes(
+    inputs: tuple[Binding, ...], dimensions: Mapping[str, Dimension]
+) -> tuple[dict[int, object], ...]:
+    """torch's symbolic dimension for every symbolic axis; multiples become multiples of a hidden dimension."""
+    symbols: dict[str, object] = {}
+    for name, d in dimensions.items():
+        if d.min == d.max:
+            continue
+        if d.multiple == 1:
+            symbols[name] = torch.export.Dim(name, min=d.min, max=d.max)
+        else:
+            # A name of its own, so that torch does not take "height" and "4*height" for one symbol.
+            unit = torch.export.Dim(f"{name}_units", min=-(-d.min // d.multiple), max=d.max // d.multiple)
+            symbols[name] = d.multiple * unit
+    return tuple(
+        {axis: symbols[e] for axis, e in enumerate(b.shape) if isinstance(e, str) and e in symbols} for b in inputs
+    )

@@ -1,0 +1,1 @@
+"""What runs on the device: schedules, samplers, guidance, noise, pictures, systems. NumPy, no torch."""

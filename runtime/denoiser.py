@@ -1,0 +1,270 @@
+"""Denoisers: what is predicted of a noisy picture, whatever the network was trained to output.
+
+A denoiser takes x_t and t and gives a `Prediction`, which holds the noise *and* the clean picture. The
+parametrisations of published checkpoints (eps, v, x0) end here; guidance, clipping and quantising are
+denoisers around denoisers; samplers see none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+
+from ..engines.binding import Array
+from ..engines.engine import Engine
+from ..errors import BindingError, ParameterError
+from .schedule import Schedule
+
+__all__ = [
+    "ClipX0",
+    "Denoiser",
+    "EngineDenoiser",
+    "FunctionDenoiser",
+    "Parametrization",
+    "Prediction",
+    "PredictionKind",
+    "QuantizeX0",
+]
+
+PredictionKind: TypeAlias = Literal["eps", "v", "x0"]
+
+_NOTHING: Mapping[str, Array] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says of x_t. **The arrays belong to the denoiser: its next call overwrites them.**
+
+    Arguments:
+        eps: The noise in x_t, float32, shape of x_t.
+        x0: The clean picture, float32, shape of x_t.
+        log_variance: The network's second half of channels, raw, where it has learned the variance, shape of x_t:
+            Dhariwal and Nichol's interpolation v in [-1, 1], or a log-variance; the DDPM sampler is told which.
+        extra: Further outputs of the network by name.
+    """
+
+    eps: Array
+    x0: Array
+    log_variance: Array | None = None
+    extra: Mapping[str, Array] = field(default_factory=lambda: _NOTHING)
+
+
+class Denoiser(Protocol):
+    """Anything that predicts."""
+
+    def __call__(self, x_t: Array, t: float) -> Prediction:
+        """Predict from x_t (batch, channels, height, width) at timestep index t."""
+        ...
+
+
+class Parametrization:
+    """Turns network outputs into predictions, in buffers that are reused.
+
+    Arguments:
+        schedule: Gives alpha and sigma.
+        kind: What the network outputs: "eps", "v" (alpha eps - sigma x0) or "x0".
+    """
+
+    def __init__(self, schedule: Schedule, kind: PredictionKind = "eps") -> None:
+        if kind not in get_args(PredictionKind):
+            raise ParameterError(f"no parametrisation is named {kind!r}, there are eps, v and x0; use one of them")
+        self.schedule = schedule
+        self.kind = kind
+        self._buffers: tuple[Array, Array, Array] | None = None
+
+    def __call__(
+        self,
+        output: Array,
+        x_t: Array,
+        t: float,
+        *,
+        log_variance: Array | None = None,
+        extra: Mapping[str, Array] = _NOTHING,
+    ) -> Prediction:
+        """The prediction that `output` stands for; an "eps" or "x0" output is passed on uncopied."""
+        if output.shape != x_t.shape:
+            raise BindingError(
+                f"the network predicts {output.shape} for a picture of {x_t.shape}; "
+                "pass learned_variance=True if it has twice the channels, or its concat channels separately"
+            )
+        if self._buffers is None or self._buffers[0].shape != x_t.shape or self._buffers[0].dtype != x_t.dtype:
+            self._buffers = (np.empty_like(x_t), np.empty_like(x_t), np.empty_like(x_t))
+        first, second, scratch = self._buffers
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if self.kind == "v":
+            eps = _sum(first, alpha, output, sigma, x_t, scratch)
+            x0 = _sum(second, alpha, x_t, -sigma, output, scratch)
+        elif self.kind == "eps":
+            eps, x0 = output, _solve(first, x_t, sigma, output, alpha, t)
+        else:
+            eps, x0 = _solve(first, x_t, alpha, output, sigma, t), output
+        return Prediction(eps, x0, log_variance, extra)
+
+
+class FunctionDenoiser:
+    """A denoiser from any function (x_t, t) -> network output."""
+
+    def __init__(
+        self,
+        function: Callable[[Array, float], Array],
+        schedule: Schedule,
+        prediction: PredictionKind = "eps",
+    ) -> None:
+        self._function = function
+        self._parametrization = Parametrization(schedule, prediction)
+
+    def __call__(self, x_t: Array, t: float) -> Prediction:
+        return self._parametrization(self._function(x_t, t), x_t, t)
+
+
+class EngineDenoiser:
+    """A denoiser from an engine with inputs ``x``, ``t`` and conditions, and output ``prediction``.
+
+    All feeds live in buffers made at the first call of a shape; a step allocates nothing.
+
+    Arguments:
+        engine: The network.
+        schedule: What it was trained with.
+        prediction: What it outputs.
+        concat: Channels to append to x, float32 (batch or 1, C, height, width); for a batch that is a multiple of its
+            rows they are repeated.
+        learned_variance: The network outputs twice the channels; the second half becomes ``log_variance``.
+        integer_t: Feed t rounded to a whole timestep, as diffusers does for DPM-Solver's Karras list; alpha and sigma
+            stay those of t.
+        condition: Further inputs by name, e.g. ``context`` float32 (batch, tokens, D) or ``y`` int64 (batch,).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        prediction: PredictionKind = "eps",
+        *,
+        concat: Array | None = None,
+        learned_variance: bool = False,
+        integer_t: bool = False,
+        **condition: Array,
+    ) -> None:
+        self._engine = engine
+        self._parametrization = Parametrization(schedule, prediction)
+        self._concat = concat
+        self._learned_variance = learned_variance
+        self._integer_t = integer_t
+        self._condition = {name: np.ascontiguousarray(value) for name, value in condition.items()}
+        self._shape: tuple[int, ...] | None = None
+        self._t = np.empty(0, dtype=np.float32)
+        self._x: Array | None = None
+
+    @property
+    def network(self) -> str:
+        """The engine's name, for messages."""
+        return self._engine.spec.name
+
+    def __call__(self, x_t: Array, t: float) -> Prediction:
+        if self._shape != x_t.shape:
+            self._prepare(x_t.shape)
+        channels = x_t.shape[1]
+        self._t.fill(round(t) if self._integer_t else t)
+        if self._x is None:
+            x = np.ascontiguousarray(x_t, dtype=np.float32)
+        else:
+            x = self._x
+            np.copyto(x[:, :channels], x_t)
+        outputs = self._engine(x=x, t=self._t, **self._condition)
+        output = outputs["prediction"]
+        extra = (
+            {name: array for name, array in outputs.items() if name != "prediction"} if len(outputs) > 1 else _NOTHING
+        )
+        variance = None
+        if self._learned_variance:
+            output, variance = output[:, :channels], output[:, channels:]
+        return self._parametrization(output, x_t, t, log_variance=variance, extra=extra)
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        batch = shape[0]
+        self._t = np.empty(batch, dtype=np.float32)
+        if self._concat is not None:
+            rows = self._concat.shape[0]
+            if batch % rows or self._concat.shape[2:] != shape[2:]:
+                raise BindingError(
+                    f"{self.network}: concat has shape {self._concat.shape}, x has {shape}; "
+                    "give it the same height and width, and one row or one for each picture"
+                )
+            self._x = np.empty((batch, shape[1] + self._concat.shape[1], *shape[2:]), dtype=np.float32)
+            self._x[:, shape[1] :] = np.tile(self._concat, (batch // rows, 1, 1, 1))
+        self._shape = shape
+
+
+class ClipX0:
+    """Clamps x0 and derives eps anew from it, as guided-diffusion's ``clip_denoised`` does.
+
+    Arguments:
+        denoiser: The one that predicts.
+        schedule: Its schedule.
+        low: Least value of x0.
+        high: Largest value of x0.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule, low: float = -1.0, high: float = 1.0) -> None:
+        self._denoiser = denoiser
+        self._schedule = schedule
+        self._range = (low, high)
+        self._buffers: tuple[Array, Array] | None = None
+
+    @property
+    def network(self) -> str:
+        """Name of the wrapped network, for messages."""
+        return getattr(self._denoiser, "network", "denoiser")
+
+    def __call__(self, x_t: Array, t: float) -> Prediction:
+        raw = self._denoiser(x_t, t)
+        if self._buffers is None or self._buffers[0].shape != x_t.shape:
+            self._buffers = (np.empty_like(x_t), np.empty_like(x_t))
+        x0, eps = self._buffers
+        np.clip(raw.x0, *self._range, out=x0)
+        _solve(eps, x_t, self._schedule.alpha(t), x0, self._schedule.sigma(t), t)
+        return Prediction(eps, x0, raw.log_variance, raw.extra)
+
+
+class QuantizeX0:
+    """Replaces x0 by ``quantize(x0)`` and leaves eps as it is: Latent Diffusion's ``quantize_x0``.
+
+    It acts on samplers that step from x0: DDPM, DDIM, Euler, DPM-Solver++, UniPC, LCM.
+
+    Arguments:
+        denoiser: The one that predicts.
+        quantize: float32 (B, C, H, W) -> the same; the nearest codes of a vector-quantised first stage.
+    """
+
+    def __init__(self, denoiser: Denoiser, quantize: Callable[[Array], Array]) -> None:
+        self._denoiser = denoiser
+        self._quantize = quantize
+
+    @property
+    def network(self) -> str:
+        """Name of the wrapped network, for messages."""
+        return getattr(self._denoiser, "network", "denoiser")
+
+    def __call__(self, x_t: Array, t: float) -> Prediction:
+        raw = self._denoiser(x_t, t)
+        return Prediction(raw.eps, self._quantize(raw.x0), raw.log_variance, raw.extra)
+
+
+def _sum(out: Array, a: float, x: Array, b: float, y: Array, scratch: Array) -> Array:
+    """out = a x + b y."""
+    np.multiply(x, a, out=out)
+    np.multiply(y, b, out=scratch)
+    return np.add(out, scratch, out=out)
+
+
+def _solve(out: Array, x: Array, a: float, y: Array, b: float, t: float) -> Array:
+    """out = (x - a y) / b."""
+    if b == 0:
+        raise ParameterError(f"at timestep {t} the picture is all signal or all noise, nothing can be solved from it")
+    np.multiply(y, a, out=out)
+    np.subtract(x, out, out=out)
+    return np.divide(out, b, out=out)

@@ -1,0 +1,177 @@
+"""Sampling: the loop from noise to picture, and every rule by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..engines.binding import Array
+from ..engines.engine import check_finite
+from ..errors import Cancelled, NonFiniteError, ParameterError
+from .denoiser import Denoiser, Prediction
+from .rng import Noise
+from .samplers.ddim import DDIM
+from .samplers.ddpm import DDPM
+from .samplers.dpmpp_2m import DPMSolverPP2M
+from .samplers.euler import Euler
+from .samplers.euler_ancestral import EulerAncestral
+from .samplers.heun import Heun
+from .samplers.lcm import LCM
+from .samplers.plms import PLMS
+from .samplers.rule import Rule, Run
+from .samplers.unipc import UniPC
+from .schedule import Schedule
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "LCM",
+    "PLMS",
+    "SAMPLERS",
+    "DPMSolverPP2M",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "Rule",
+    "Run",
+    "Sampler",
+    "StepInfo",
+    "UniPC",
+    "make_sampler",
+    "sample",
+]
+
+SAMPLERS = ("ddim", "ddpm", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m", "unipc", "lcm")
+"""Names that `make_sampler` takes."""
+
+
+class Sampler(Protocol):
+    """A stepping rule. It holds no state: one object may serve many trajectories, at once or in turn."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def plan(self, timesteps: Any) -> Run:
+        """A run: the (t, s) pairs of its network calls, their weights, and the memory of one trajectory.
+
+        Arguments:
+            timesteps: Timestep indices (n,), descending.
+        """
+        ...
+
+    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
+        """One update on its own, from x at t to x at s; rules with memory raise: step their run."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where a run stands after a network call. **Later steps overwrite the arrays: copy what you keep.**
+
+    Arguments:
+        index: Number of this call, from 0.
+        total: Number of calls of the run.
+        t: Timestep index of the call.
+        s: Timestep index that x stands at now, -1 when clean.
+        x: x at s.
+        prediction: The prediction at t; its x0 is what a preview shows.
+    """
+
+    index: int
+    total: int
+    t: float
+    s: float
+    x: Array
+    prediction: Prediction
+
+
+def sample(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    x: Array,
+    timesteps: Any,
+    *,
+    rng: Noise | None = None,
+    on_step: Callable[[StepInfo], Any] | None = None,
+    prepare: Callable[[Array, float], Array] | None = None,
+) -> Array:
+    """Run a sampler.
+
+    Arguments:
+        denoiser: Predicts.
+        sampler: Steps.
+        x: Where to start, float32 (B, C, h, w) at the first timestep; left unchanged.
+        timesteps: Timestep indices (n,), descending; see `Schedule.timesteps`.
+        rng: Source of noise, drawn from in order; needed by samplers that add noise.
+        on_step: Called after every network call; returning False (not None) stops the run.
+        prepare: Called with (x, t) before each step, second evaluations apart, and returns the x to step from; see
+            `blend.MaskBlend`.
+
+    Returns:
+        x after the last step, shape and dtype of `x`.
+
+    Raises:
+        ParameterError: `x`, the timesteps or a missing `rng` do not allow the run.
+        NonFiniteError: A step made NaN or infinity; names the network, the step and the tensor.
+        Cancelled: `on_step` returned False.
+    """
+    if x.dtype not in (np.float32, np.float64):
+        raise ParameterError(f"x is {x.dtype}, samplers work in float32; pass x.astype(np.float32)")
+    run = sampler.plan(timesteps)
+    if rng is None and any(rule.needs_noise for rule in run.rules):
+        raise ParameterError(f"{type(sampler).__name__} adds noise and rng is None; pass rng=TorchGenerator(seed)")
+    network = getattr(denoiser, "network", "denoiser")
+    check_finite(network, None, x=x)
+    for index, rule in enumerate(run.rules):
+        if prepare is not None and rule.opens:
+            x = prepare(x, rule.t)
+        prediction = denoiser(x, rule.t)
+        noise = rng.randn(x.shape) if rule.draws and rng is not None else None
+        x = run.step(x, rule.t, rule.s, prediction, noise)
+        _check(network, index, x, prediction)
+        if on_step is not None:
+            info = StepInfo(index, len(run), rule.t, rule.s, x, prediction)
+            if on_step(info) is False:
+                raise Cancelled(f"stopped by on_step after call {index + 1} of {len(run)}")
+    return x
+
+
+def make_sampler(name: str, schedule: Schedule, **options: Any) -> Sampler:
+    """A sampler by name, one of `SAMPLERS`; `options` are the fields of its class."""
+    match name:
+        case "ddim":
+            make: Callable[..., Sampler] = DDIM
+        case "ddpm":
+            make = DDPM
+        case "plms":
+            make = PLMS
+        case "euler":
+            make = Euler
+        case "euler_ancestral":
+            make = EulerAncestral
+        case "heun":
+            make = Heun
+        case "dpmpp_2m":
+            make = DPMSolverPP2M
+        case "unipc":
+            make = UniPC
+        case "lcm":
+            make = LCM
+        case _:
+            raise ParameterError(f"no sampler is named {name!r}, there are {', '.join(SAMPLERS)}; use one of them")
+    known = [field for field in getattr(make, "__dataclass_fields__", {}) if field != "schedule"]
+    for option in options:
+        if option not in known:
+            raise ParameterError(f"sampler {name!r} has no option {option!r}, it has {', '.join(known)}; leave it out")
+    return make(schedule, **options)
+
+
+def _check(network: str, index: int, x: Array, prediction: Prediction) -> None:
+    try:
+        check_finite(network, index, x=x)
+    except NonFiniteError:
+        check_finite(network, index, prediction=prediction.eps)
+        raise

@@ -1,0 +1,1 @@
+"""Sampling rules, one a file; `sfumato.runtime.sampler` is their face."""

@@ -1,0 +1,263 @@
+"""Rules and runs: a sampler as a table of linear updates, and the loop body that carries one out.
+
+Every sampler here is linear in what it has seen: x_s is a weighted sum of x_t, the prediction, noise, and a
+few arrays kept from earlier steps. So a sampler is a function from a list of timesteps to a table of weights,
+worked out in float64 before the first network call, and carrying it out takes a few multiply-adds on buffers
+that are made once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+
+from ...engines.binding import Array
+from ...errors import ParameterError
+from ..denoiser import Prediction
+from ..schedule import Schedule
+
+__all__ = ["OneStep", "Rule", "Run", "Source", "Terms", "pairs", "terms"]
+
+Source: TypeAlias = Literal["x", "eps", "x0", "noise", "anchor", "past1", "past2", "past3"]
+"""x_t; the prediction; fresh noise; the anchor (an earlier x); what was pushed one, two, three pushes ago."""
+
+Terms: TypeAlias = tuple[tuple[Source, float], ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One network call at t and the update made from it.
+
+    Arguments:
+        t: Timestep index of the call, where x stands before it.
+        s: Timestep index where x stands after it; -1 is clean.
+        out: Weights of the new x.
+        anchor: Weights of the new anchor, formed before the new x; empty leaves it.
+        push: Which prediction is remembered afterwards.
+        draws: Whether a noise tensor is taken from the generator, used or not.
+        opens: False for a second evaluation inside a step (Heun, PLMS).
+        log_range: Log-variances that a network's learned v = -1 and v = +1 stand for; the noise is then scaled by
+            exp(log-variance / 2) element by element.
+    """
+
+    t: float
+    s: float
+    out: Terms
+    anchor: Terms = ()
+    push: Literal["eps", "x0"] | None = None
+    draws: bool = False
+    opens: bool = True
+    log_range: tuple[float, float] | None = None
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether noise enters the new x."""
+        return any(source == "noise" for source, _ in self.out)
+
+
+def terms(**weights: float) -> Terms:
+    """Weights by source, those that are zero left out."""
+    kept = tuple((source, float(weight)) for source, weight in weights.items() if weight != 0)
+    return kept or (("x", 0.0),)  # type: ignore[return-value]
+
+
+class Run(Sequence["tuple[float, float]"]):
+    """One pass of a sampler: the (t, s) pairs of its network calls, in order, and the state between them.
+
+    A run serves one trajectory: `step` has to be called once for each pair, in order. Make a new one with
+    ``sampler.plan(timesteps)`` for every trajectory; samplers themselves hold no state and may be shared.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        self._index = 0
+        self._spare: list[Array] = []
+        self._scratch = np.empty(0, dtype=np.float32)
+        self._deviation = np.empty(0, dtype=np.float32)
+        self._anchor: Array | None = None
+        self._past: list[Array] = []
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[float, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[float, float]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[float, float] | list[tuple[float, float]]:
+        if isinstance(index, slice):
+            return [(rule.t, rule.s) for rule in self.rules[index]]
+        return self.rules[index].t, self.rules[index].s
+
+    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
+        """x at s.
+
+        Arguments:
+            x_t: x at t, as it was given to the denoiser.
+            t: Timestep index of this pair.
+            s: Timestep index of this pair's end.
+            prediction: The denoiser's word on x_t.
+            noise: Standard normals of x_t's shape, where the rule draws.
+
+        Returns:
+            An array of x_t's shape and dtype; the run overwrites it in the step after next.
+        """
+        rule = self._next(t, s)
+        if prediction.eps.shape != x_t.shape:
+            raise ParameterError(
+                f"the prediction has shape {prediction.eps.shape}, x_t {x_t.shape}; pass the prediction made from x_t"
+            )
+        if rule.needs_noise and noise is None:
+            raise ParameterError(f"the step from {t} to {s} adds noise and none is given; pass noise of x_t's shape")
+        if self._scratch.shape != x_t.shape or self._scratch.dtype != x_t.dtype:
+            self._spare = [np.empty_like(x_t) for _ in range(3)]
+            self._scratch = np.empty_like(x_t)
+        sources: dict[str, Array | None] = {
+            "x": x_t,
+            "eps": prediction.eps,
+            "x0": prediction.x0,
+            "noise": noise if rule.log_range is None else self._scaled_noise(rule.log_range, prediction, noise),
+            "anchor": self._anchor,
+            **{f"past{i}": kept for i, kept in enumerate(self._past, 1)},
+        }
+        if rule.anchor:
+            fresh = np.empty_like(x_t) if self._anchor is None else self._free(x_t, self._anchor)
+            _combine(fresh, self._scratch, rule.anchor, sources)
+            if self._anchor is not None:
+                self._spare = [self._anchor if kept is fresh else kept for kept in self._spare]
+            self._anchor = sources["anchor"] = fresh
+        out = self._free(x_t)
+        _combine(out, self._scratch, rule.out, sources)
+        if rule.push is not None:
+            self._remember(prediction.eps if rule.push == "eps" else prediction.x0)
+        self._index += 1
+        return out
+
+    def _next(self, t: float, s: float) -> Rule:
+        if self._index >= len(self.rules):
+            raise ParameterError(
+                f"this run has made its {len(self.rules)} steps; start another with sampler.plan(timesteps)"
+            )
+        rule = self.rules[self._index]
+        if (rule.t, rule.s) != (t, s):
+            raise ParameterError(
+                f"step {self._index} of this run goes from {rule.t} to {rule.s}, asked for {t} to {s}; "
+                "take the pairs in the run's order"
+            )
+        return rule
+
+    def _free(self, *busy: Array) -> Array:
+        return next(kept for kept in self._spare if not any(np.may_share_memory(kept, array) for array in busy))
+
+    def _remember(self, value: Array) -> None:
+        """Copy `value` into the oldest of three arrays and put it first."""
+        kept = self._past.pop() if len(self._past) == 3 else np.empty_like(value)
+        if kept.shape != value.shape:
+            kept = np.empty_like(value)
+        np.copyto(kept, value)
+        self._past.insert(0, kept)
+
+    def _scaled_noise(
+        self, log_range: tuple[float, float], prediction: Prediction, noise: Array | None
+    ) -> Array | None:
+        if noise is None:
+            return None
+        if prediction.log_variance is None:
+            raise ParameterError(
+                "this DDPM takes its variance from the network, which predicts none; use variance='small' or 'large'"
+            )
+        low, high = log_range
+        if self._deviation.shape != noise.shape:
+            self._deviation = np.empty_like(noise)
+        deviation = np.multiply(prediction.log_variance, (high - low) / 4, out=self._deviation)
+        deviation += (high + low) / 4
+        np.exp(deviation, out=deviation)
+        deviation *= noise
+        return deviation
+
+
+class OneStep:
+    """What samplers without memory share: each pair (t, s) has its rule, whatever came before."""
+
+    schedule: Schedule
+    final: float
+
+    def rule(self, t: float, s: float) -> Rule:
+        """The update from t to s."""
+        raise NotImplementedError
+
+    def plan(self, timesteps: Any) -> Run:
+        """A run through a descending list of timesteps, then to ``final``."""
+        return Run(self.rule(t, s) for t, s in pairs(timesteps, self.schedule, self.final))
+
+    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
+        """x at s from x at t, in a new array; see `Run.step`."""
+        return Run([self.rule(t, s)]).step(x_t, t, s, prediction, noise)
+
+
+def pairs(
+    timesteps: Any, schedule: Schedule, final: float, *, strict: bool = False, stride: int | None = None
+) -> list[tuple[float, float]]:
+    """(t, s) for neighbours of a descending list, the last s being `final`.
+
+    Arguments:
+        timesteps: Indices within the schedule, descending; repeats are allowed unless `strict`.
+        schedule: The schedule.
+        final: Where the last step goes, -1 for clean.
+        strict: Refuse repeats, on which multistep formulas divide by zero.
+        stride: Go to t - stride instead of the next entry (diffusers' DDIM and PNDM do, with T // steps), and to
+            `final` once that falls below 0.
+
+    Raises:
+        ParameterError: The list is empty, not one-dimensional, leaves the schedule or does not descend.
+    """
+    times = np.asarray(timesteps)
+    if times.ndim != 1 or not times.size:
+        raise ParameterError(
+            f"timesteps has shape {times.shape}, need a list of 1 or more; use schedule.timesteps(steps)"
+        )
+    if times.dtype.kind not in "iuf" or not (0 <= times.min() and times.max() <= len(schedule) - 1):
+        raise ParameterError(
+            f"timesteps run from {times[0]} to {times[-1]}, the schedule has 0 … {len(schedule) - 1}; "
+            "use schedule.timesteps(steps)"
+        )
+    drops = np.diff(times)
+    if (drops > 0).any() or (strict and (drops == 0).any()):
+        raise ParameterError(
+            f"timesteps must fall {'strictly ' if strict else ''}from noise to picture, {_rise(times, strict)}; "
+            "use schedule.timesteps(steps)"
+        )
+    visited = [plain(t) for t in times]
+    if stride is not None:
+        return [(t, t - stride if t - stride >= 0 else final) for t in visited]
+    if final > visited[-1] or (strict and final == visited[-1]):
+        raise ParameterError(f"the last step goes from {visited[-1]} to {final}, which is not below; pass final=-1")
+    return list(zip(visited, [*visited[1:], final], strict=True))
+
+
+def plain(t: Any) -> float:
+    """t as a Python number, an int where it is whole."""
+    value = float(t)
+    return int(value) if value == math.floor(value) else value
+
+
+def _rise(times: Array, strict: bool) -> str:
+    drops = np.diff(times)
+    i = int(np.argmax(drops >= 0 if strict else drops > 0))
+    return f"but entry {i} is {times[i]} and entry {i + 1} is {times[i + 1]}"
+
+
+def _combine(out: Array, scratch: Array, weights: Terms, sources: dict[str, Array | None]) -> None:
+    """out = sum of weight · source; `out` shares memory with no source."""
+    for i, (name, weight) in enumerate(weights):
+        source = sources[name]
+        assert source is not None, name  # a rule that reads what no earlier rule has kept is a mistake in its sampler
+        if i == 0:
+            np.multiply(source, weight, out=out)
+        else:
+            np.multiply(source, weight, out=scratch)
+            np.add(out, scratch, out=out)

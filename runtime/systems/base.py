@@ -1,0 +1,146 @@
+"""What every system shares: verbs, results, progress, warnings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NoReturn, Protocol
+
+from ...engines.binding import Array
+from ...engines.manifest import Manifest
+from ...engines.strict import JSON
+from ...errors import ParameterError
+from .. import image as pictures
+from .timings import Stage
+
+__all__ = ["Edit", "OnStep", "Progress", "SfumatoWarning", "System", "Verbs"]
+
+
+class SfumatoWarning(UserWarning):
+    """Something was done other than asked, and the run went on: a prompt was cut, an option had no effect."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One picture that a system made.
+
+    Arguments:
+        image: uint8 (H, W, 3).
+        seed: The seed it was made with; with one seed for several pictures, that one.
+        parameters: What makes it again, JSON: written into PNG files. Nothing of time or place is in it.
+        reconstruction: uint8 (H, W, 3), the input through the first stage and back, where it was asked for.
+        latents: float32 (C, h, w), what was decoded.
+        timings: Stage by name, of the whole call that made it (shared by its pictures); seconds.
+        warnings: What was done other than asked, one sentence each.
+    """
+
+    image: Array
+    seed: int
+    parameters: Mapping[str, JSON] = field(default_factory=dict)
+    reconstruction: Array | None = None
+    latents: Array | None = None
+    timings: Mapping[str, Stage] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture atomically, with its parameters; see `runtime.image.write`."""
+        pictures.write(path, self.image, self.parameters)
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """Where a call stands after a network call. **Later steps overwrite the arrays: copy what you keep.**
+
+    Arguments:
+        index: Number of this network call, from 0, over all batches.
+        total: Number of network calls over all batches.
+        t: Timestep index of the call.
+        s: Timestep index that x stands at now, -1 when clean.
+        images: Which pictures are being made in this batch.
+        x: float32 (B, C, h, w), x at s.
+        x0: float32 (B, C, h, w), the clean picture as predicted at t.
+        project: See `preview`.
+        decoder: See `decode`.
+    """
+
+    index: int
+    total: int
+    t: float
+    s: float
+    images: range
+    x: Array
+    x0: Array
+    project: Callable[[Array], Array] = field(repr=False)
+    decoder: Callable[[Array], Array] = field(repr=False)
+
+    def preview(self) -> Array:
+        """The predicted pictures, small and cheap: uint8 (B, h, w, 3) by a linear map from latents to colours.
+
+        The first call of a system decodes one test card to fit the map.
+        """
+        return self.project(self.x0)
+
+    def decode(self) -> Array:
+        """The predicted pictures in full, through the decoder: uint8 (B, H, W, 3)."""
+        return self.decoder(self.x0)
+
+
+OnStep = Callable[[Progress], Any]
+"""Called after every network call; returning False (not None) stops the run with `Cancelled`."""
+
+
+class System(Protocol):
+    """A bundle that is ready to work."""
+
+    manifest: Manifest
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """The methods below that this bundle can do."""
+        ...
+
+    def generate(self, *args: Any, **options: Any) -> list[Edit]:
+        """Pictures from a condition or from nothing."""
+        ...
+
+    def edit(self, *args: Any, **options: Any) -> list[Edit]:
+        """Pictures from a picture."""
+        ...
+
+    def inpaint(self, *args: Any, **options: Any) -> list[Edit]:
+        """Pictures from a picture and a mask."""
+        ...
+
+    def upscale(self, *args: Any, **options: Any) -> list[Edit]:
+        """Larger pictures from a picture."""
+        ...
+
+    def close(self) -> None:
+        """Free the engines."""
+        ...
+
+    def __enter__(self) -> System: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Verbs:
+    """The verbs a system does not have: each raises `ParameterError` and says which ones it has."""
+
+    manifest: Manifest
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """The verbs this bundle can do."""
+        return ()
+
+    def refuse(self, verb: str, why: str = "") -> NoReturn:
+        """Raise `ParameterError` for a verb that this bundle cannot do."""
+        reason = f" ({why})" if why else ""
+        raise ParameterError(
+            f"bundle {self.manifest.name!r} cannot {verb}{reason}; it can {', '.join(self.verbs)}: call one of these"
+        )

@@ -1,0 +1,202 @@
+"""One call of latent diffusion: batches, sampling, decoding, timings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ...engines.binding import Array
+from ...engines.engine import Engine
+from ...engines.strict import JSON
+from .. import image as pictures
+from ..denoiser import Denoiser, EngineDenoiser
+from ..guidance import ClassifierFree
+from ..sampler import StepInfo, sample
+from .base import Edit, Progress, SfumatoWarning
+from .first_stage import FirstStage
+from .latent_condition import Condition, ConditionEncoder
+from .latent_models import Models
+from .latent_run import Plan, RunNoise, batches
+from .timings import Timings
+
+__all__ = ["Call", "Start"]
+
+_BATCH_LATENTS = 16384
+"""Latents (h · w) sampled at once unless told otherwise: four pictures of 64x64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where the sampling of a batch starts.
+
+    Arguments:
+        x: float32 (B, C, h, w) at the first timestep.
+        timesteps: Timestep indices (n,), descending.
+        prepare: Passed to `sample`.
+        finish: Applied to the last latents before they are decoded.
+    """
+
+    x: Array
+    timesteps: Array
+    prepare: Callable[[Array, float], Array] | None = None
+    finish: Callable[[Array], Array] | None = None
+
+
+class Call:
+    """A call in progress.
+
+    Arguments:
+        models: The bundle's networks.
+        plan: The checked options.
+    """
+
+    def __init__(self, models: Models, plan: Plan) -> None:
+        self.models = models
+        self.plan = plan
+        self.timings = Timings()
+        self._began = perf_counter()
+        self.first_stage = FirstStage(models.settings, self._engine)
+        self.conditions = ConditionEncoder(models.settings, self._engine, models.tokenizer)
+        self._engines: dict[str, Engine] = {}
+        self._quiet = FirstStage(models.settings, lambda name: models.tiled(name, None, plan.tile))
+
+    def run(
+        self,
+        condition: Condition,
+        grid: tuple[int, int],
+        start: Callable[[RunNoise, range], Start],
+        *,
+        finish: Callable[[Array], Array] | None = None,
+        parameters: Mapping[str, JSON],
+        told: tuple[str, ...] = (),
+        reconstruction: Array | None = None,
+    ) -> list[Edit]:
+        """Sample and decode every picture of the call.
+
+        Arguments:
+            condition: Condition of every picture.
+            grid: Height and width in latents.
+            start: Where a batch starts, given its noise and the numbers of its pictures.
+            finish: Decoded pictures float32 (B, 3, H, W) -> uint8 (B, H, W, 3); by default `from_float`.
+            parameters: What the verb adds to each picture's parameters.
+            told: Warnings of the verb.
+            reconstruction: For every `Edit`.
+        """
+        plan, images = self.plan, condition.images
+        seeds = plan.seeds(images)
+        parts = batches(images, self._most(grid))
+        latents: list[Array] = []
+        made: list[Array] = []
+        for number, rows in enumerate(parts):
+            noise = RunNoise(plan.seed, images, rows)
+            begin = start(noise, rows)
+            x = sample(
+                self._denoiser(condition, rows),
+                plan.rule,
+                begin.x,
+                begin.timesteps,
+                rng=noise,
+                on_step=self._observer(rows, number, len(parts)),
+                prepare=begin.prepare,
+            )
+            x = x if begin.finish is None else begin.finish(x)
+            decoded = self.first_stage.decode(x)
+            made += list(pictures.from_float(decoded, official=plan.official) if finish is None else finish(decoded))
+            latents += list(x.copy())
+        self.timings.add("total", perf_counter() - self._began)
+        timings = self.timings.summary()
+        notes = condition.warnings + told
+        for note in notes:
+            warnings.warn(note, SfumatoWarning, stacklevel=4)
+        return [
+            Edit(
+                image=np.ascontiguousarray(made[i]),
+                seed=seeds[i],
+                parameters=self._parameters(i, images, seeds[i], made[i], condition, parameters),
+                reconstruction=reconstruction,
+                latents=latents[i],
+                timings=timings,
+                warnings=notes,
+            )
+            for i in range(images)
+        ]
+
+    def reconstruct(self, latents: Array) -> Array:
+        """The picture uint8 (H, W, 3) of latents (1, C, h, w)."""
+        return pictures.from_float(self.first_stage.decode(latents), official=self.plan.official)[0]
+
+    def _engine(self, name: str) -> Engine:
+        engine = self._engines.get(name)
+        if engine is None:
+            engine = self._engines[name] = self.models.tiled(name, self.timings, self.plan.tile)
+        return engine
+
+    def _denoiser(self, condition: Condition, rows: range) -> Denoiser:
+        guided = self.plan.guided
+        denoiser = EngineDenoiser(
+            self._engine("unet"),
+            self.models.schedule,
+            self.models.prediction,
+            concat=condition.channels(rows),
+            learned_variance=self.models.learned_variance,
+            **condition.feeds(rows, guided=guided),
+        )
+        return ClassifierFree(denoiser, self.plan.guidance_scale) if guided else denoiser
+
+    def _most(self, grid: tuple[int, int]) -> int:
+        """Most pictures in a batch."""
+        wanted = self.plan.batch_size or max(1, _BATCH_LATENTS // (grid[0] * grid[1]))
+        batch = self.models.manifest.networks["unet"].dimensions.get("batch")
+        allowed = wanted if batch is None else batch.max // (2 if self.plan.guided else 1)
+        return max(1, min(wanted, allowed))
+
+    def _observer(self, rows: range, number: int, parts: int) -> Callable[[StepInfo], Any] | None:
+        on_step = self.plan.on_step
+        if on_step is None:
+            return None
+
+        def observe(info: StepInfo) -> Any:
+            return on_step(
+                Progress(
+                    index=number * info.total + info.index,
+                    total=parts * info.total,
+                    t=info.t,
+                    s=info.s,
+                    images=rows,
+                    x=info.x,
+                    x0=info.prediction.x0,
+                    project=self._project,
+                    decoder=self._decode,
+                )
+            )
+
+        return observe
+
+    def _decode(self, x0: Array) -> Array:
+        return pictures.from_float(self._quiet.decode(x0), official=self.plan.official)
+
+    def _project(self, x0: Array) -> Array:
+        return self.models.colors(self._quiet.decode, x0.shape)(x0)
+
+    def _parameters(
+        self, i: int, images: int, seed: int, image: Array, condition: Condition, parameters: Mapping[str, JSON]
+    ) -> dict[str, JSON]:
+        unet = self._engine("unet")
+        return {
+            "system": self.models.manifest.system,
+            "model": self.models.manifest.name,
+            "seed": seed,
+            "image": i,
+            "images": images,
+            "size": [int(image.shape[0]), int(image.shape[1])],
+            "backend": unet.backend,
+            "precision": unet.precision,
+            **self.plan.parameters(),
+            **parameters,
+            **condition.told[i],
+        }

@@ -1,0 +1,55 @@
+"""Fixtures of all tests: golden numbers, and a cache of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+
+# Without torch (an installation with base + cpu only) what defines, exports or trains networks cannot be tested.
+if importlib.util.find_spec("torch") is None:
+    collect_ignore = ["export", "networks", "training"]
+
+
+class Goldens:
+    """Numbers of the official code, in ``tests/goldens``: `goldens("x.npz")["name"]`, `goldens.path("x.ckpt")`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, name: str) -> Path:
+        """The path of a file; the test fails if it is not there."""
+        path = self._folder / name
+        if not path.is_file():
+            pytest.fail(f"{path} is missing; goldens are tracked files")
+        return path
+
+    def __call__(self, name: str) -> Mapping[str, np.ndarray[Any, np.dtype[Any]]]:
+        """The arrays of an ``.npz`` file by name, read without pickle."""
+        with np.load(self.path(name), allow_pickle=False) as data:
+            return {key: data[key] for key in data.files}
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Goldens:
+    return Goldens(HERE / "goldens")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Compiled networks of a test run are kept in a folder of the run, shared by its tests and its subprocesses."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("SFUMATO_CACHE")
+    os.environ["SFUMATO_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["SFUMATO_CACHE"]
+    else:
+        os.environ["SFUMATO_CACHE"] = before

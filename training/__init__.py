@@ -1,0 +1,1 @@
+"""What needs gradients of weights: the demonstration models and their data."""
