@@ -40,7 +40,17 @@ def measure_export(folder: Path, out: Path, log: Path, limit: float = 300.0) -> 
     Raises:
         WorkerFailed: It failed or took longer than `limit` seconds.
     """
-    command = [sys.executable, "-m", "sfumato", "export", "latent-diffusion", "--checkpoint", str(folder), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "sfumato",
+        "export",
+        "latent-diffusion",
+        "--checkpoint",
+        str(folder),
+        "--out",
+        str(out),
+    ]
     state = {"VmHWM": 0, "RssAnon": 0}
     begin = time.perf_counter()
     with log.open("wb") as output:

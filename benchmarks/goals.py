@@ -48,7 +48,9 @@ def _steps(latents: str, part: dict[str, Any]) -> Iterator[Goal]:
         bf16 = f"; torch's own bf16 is {ratio / ratios['torch_bf16']:.1f}x its fp32" if "torch_bf16" in ratios else ""
         ours = part["variants"]["sfumato"].get("precision", "?")
         why = f"sfumato computes in {ours} here{bf16}"
-        yield Goal(f"step, {latents}x{latents} latents, against diffusers fp32", "≥ 5x", f"{ratio:.2f}x", ratio >= 5, why)
+        yield Goal(
+            f"step, {latents}x{latents} latents, against diffusers fp32", "≥ 5x", f"{ratio:.2f}x", ratio >= 5, why
+        )
     best = min((name for name in TORCH if name in ratios), key=lambda name: ratios[name], default=None)
     if best is not None:
         absent = [name for name in TORCH if name not in ratios]
@@ -93,7 +95,9 @@ def _imports(part: dict[str, Any]) -> Iterator[Goal]:
 
 def _export(part: dict[str, Any]) -> Iterator[Goal]:
     if "seconds" in part:
-        why = f"{_gb(part['checkpoint'])} of checkpoint to {_gb(part['bundle'])} of bundle, checks against torch included"
+        why = (
+            f"{_gb(part['checkpoint'])} of checkpoint to {_gb(part['bundle'])} of bundle, checks against torch included"
+        )
         yield Goal("export", "≤ 90 s", f"{part['seconds']:.0f} s", part["seconds"] <= 90, why)
         why = f"{_gb(part['anonymous_peak'])} without mapped files"
         yield Goal("export, peak memory", "< 8 GB", _gb(part["peak"]), part["peak"] < 8e9, why)

@@ -70,7 +70,12 @@ def _heavy(modules: list[str]) -> list[str]:
 def _python(code: str, *arguments: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSTARTUP"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=120
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=120,
     )
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip().splitlines() or ["it failed without a word"])[-1][:300])

@@ -13,6 +13,7 @@ from typing import Any
 
 from goals import Goal, judge
 from tables import page
+from workers import physical_cores
 
 __all__ = ["Results", "default_folder", "machine"]
 
@@ -28,7 +29,6 @@ def default_folder(quick: bool) -> Path:
 def machine() -> dict[str, Any]:
     """The class of this machine ("2-core x86-64, AMX") and what it stands for."""
     from sfumato.engines.target import detect
-    from workers import physical_cores
 
     facts = detect()
     best = next((name for flag, name in _EXTENSIONS if flag in facts.flags), None)

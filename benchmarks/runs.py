@@ -26,12 +26,12 @@ class SfumatoRun:
         return {"seconds": time.perf_counter() - begin}
 
     def run(self, latents: int, steps: int) -> dict[str, Any]:
-        """Make one picture: ``seconds``, of which in ``engines`` (sfumato's calls) and in ``library`` (OpenVINO's own)."""
+        """Make one picture: ``seconds``, of which in ``engines`` (sfumato's) and in ``library`` (OpenVINO's own calls)."""
         self._inside = 0.0
         begin = time.perf_counter()
         side = latents * FACTOR
         edit = self._system.generate(
-            PROMPT, steps=steps, guidance_scale=SCALE, sampler="ddim", seed=1, height=side, width=side
+            PROMPT, steps=steps, guidance_scale=SCALE, sampler="ddim", seed=1, size=(side, side)
         )[0]
         seconds = time.perf_counter() - begin
         assert edit.image.shape == (side, side, 3)

@@ -81,7 +81,7 @@ class EngineStep(_Step):
 
 
 class TorchStep(_Step):
-    """diffusers' UNet in torch: float32, or bfloat16 in channels-last order, or that compiled with its weights frozen."""
+    """diffusers' UNet in torch: float32, or bfloat16 in channels-last order, or that compiled and frozen."""
 
     def __init__(self, *, bf16: bool, compiled: bool, threads: int) -> None:
         super().__init__()

@@ -64,7 +64,15 @@ def _steps(latents: str, part: dict[str, Any]) -> list[str]:
         )
         for name, v in part["variants"].items()
     ]
-    head = ("variant", "computes in", "time / sfumato's", "by medians", "ms, fastest / median", "L2 error", "load + warm-up, s")
+    head = (
+        "variant",
+        "computes in",
+        "time / sfumato's",
+        "by medians",
+        "ms, fastest / median",
+        "L2 error",
+        "load + warm-up, s",
+    )
     title = f"One step, {latents}x{latents} latents, batch 2"
     idle = f"Waiting workers used {100 * part['idle']:.1f} % of the processor meanwhile. " if "idle" in part else ""
     note = f"{idle}L2 error: relative to diffusers in fp32 on the same input."

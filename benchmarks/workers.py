@@ -1,8 +1,8 @@
 """Workers: child processes that each hold one model and answer one question at a time.
 
-A worker is `serve.py` in a process of its own. Questions go to its standard input and answers come back over a pipe, one
-JSON object a line; what libraries print goes to a log file. While one worker answers, the others block in a read: their
-thread pools sleep, and `Worker.cpu_seconds` lets the caller prove it.
+A worker is `serve.py` in a process of its own. Questions go to its standard input and answers come back over a pipe,
+one JSON object a line; what libraries print goes to a log file. While one worker answers, the others block in a read:
+their thread pools sleep, and `Worker.cpu_seconds` lets the caller prove it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Worker:
         return reply["answer"]
 
     def memory(self) -> dict[str, int]:
-        """Bytes: ``peak`` (VmHWM: everything resident, mapped files too), ``anonymous_peak`` (as far as watched), ``now``."""
+        """Bytes: ``peak`` (VmHWM: all that is resident, mapped files too), ``anonymous_peak`` (where watched), ``now``."""
         state = process_memory(self._process.pid)
         return {"peak": state["VmHWM"], "anonymous_peak": self.anonymous_peak, "now": state["VmRSS"]}
 

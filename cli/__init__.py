@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; ends in `SystemExit` with status 0, 1 (failed), 2 (usage), 130 (Ctrl-C)."""
-    from .app import app
+    """Run the command; ends in `SystemExit` with status 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C)."""
+    try:
+        from .app import app
 
-    app(prog_name="sfumato")
+        app(prog_name="sfumato")
+    except KeyboardInterrupt:  # while modules are imported; later Typer sees it
+        sys.exit(130)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -20,12 +20,15 @@ def print_json(tree: Mapping[str, Any]) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; columns named with a leading ">" are set to the right."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     # Without a terminal rich cuts at 80 columns, which would lose what is piped to a file.
     console = Console(width=None if sys.stdout.isatty() else 160)
-    grid = Table(title=title, title_justify="left", title_style="bold")
+    grid = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns)
+    )
     for column in columns:
         grid.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:
@@ -34,7 +37,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 @contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str) -> Generator[Callable[[int, int], None]]:
     """A progress bar on stderr, if that is a terminal; the function takes (steps done, steps in all)."""
     if not sys.stderr.isatty():
         yield lambda done, total: None

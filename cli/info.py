@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import typer
-
 from ..engines.binding import Binding
 from ..engines.bundle import Bundle
 from ..engines.engine import available_backends
@@ -40,12 +38,12 @@ def command(bundle: BundlePath, as_json: Json = False) -> None:
     console.table(f"{manifest.name} ({bundle})", ["", ""], list(rows.items()))
     networks = [_network(opened, spec) for spec in manifest.networks.values()]
     console.table("networks", ["network", "inputs", "outputs", "stored in", ">size"], networks)
-    typer.echo("backends: " + "; ".join(f"{name}: {why or 'ready'}" for name, why in backends.items()))
+    console.table("backends", ["", ""], [[name, why or "ready"] for name, why in backends.items()])
 
 
 def _network(bundle: Bundle, spec: NetworkSpec) -> list[str]:
     stored = sum(bundle.manifest.files[path].bytes for path in (spec.graph, *spec.weights))
-    inputs, outputs = (", ".join(_binding(b) for b in bindings) for bindings in (spec.inputs, spec.outputs))
+    inputs, outputs = ("\n".join(_binding(b) for b in bindings) for bindings in (spec.inputs, spec.outputs))
     return [spec.name, inputs, outputs, spec.precision.default, console.size(stored)]
 
 
@@ -54,4 +52,6 @@ def _binding(binding: Binding) -> str:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class Options:
 class Stages:
     """The first picture as predicted at up to `SHOWN` evenly spaced steps, the last one among them."""
 
-    images: list[Array] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
+    images: list[Array] = field(default_factory=list[Array])
+    captions: list[str] = field(default_factory=list[str])
 
     def __call__(self, step: Progress) -> None:
         """Keep the prediction of this step if it is among those shown."""
@@ -66,7 +66,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(options: Options) -> Iterator[System]:
+def opened(options: Options) -> Generator[System]:
     """The system in the bundle, closed at the end. Its warnings are shown by `make`, from its results."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SfumatoWarning)

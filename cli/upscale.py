@@ -20,10 +20,12 @@ from .options import (
     SamplerName,
     SaveStages,
     Seed,
+    Size,
     Spacing,
     Steps,
     Threads,
     Tile,
+    parse_size,
 )
 from .run import Options, given, make
 
@@ -33,6 +35,7 @@ __all__ = ["command"]
 def command(
     bundle: BundlePath,
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to enlarge.")],
+    size: Size = None,
     num_images: NumImages = 1,
     seed: Seed = 0,
     steps: Steps = None,
@@ -58,6 +61,7 @@ def command(
         seed=seed,
         official=official,
         **given(
+            size=parse_size(size),
             steps=steps,
             sampler=sampler,
             eta=eta,

@@ -6,6 +6,7 @@ import typer
 
 from ..calibration.parity import BundleReport, NetworkReport, verify_bundle
 from ..engines.bundle import Bundle
+from ..engines.engine import Backend
 from ..errors import BundleError
 from . import console
 from .options import BundleBackend, BundlePath, Json, RunPrecision, Threads
@@ -29,11 +30,11 @@ def command(
         opened = Bundle.open(bundle)
     except BundleError as error:
         if as_json:
-            failed = {"bundle": str(bundle), "verified": False, "passed": False, "networks": [], "error": str(error)}
+            failed: dict[str, object] = {"bundle": str(bundle), "verified": False, "passed": False, "networks": [], "error": str(error)}
             console.print_json(failed)
             raise typer.Exit(1) from None
         raise
-    backends = None if backend == "auto" else [backend]
+    backends: list[Backend] | None = None if backend == "auto" else [backend]
     report = verify_bundle(opened, backends, precision=precision, threads=threads)
     if as_json:
         console.print_json(report.to_json())

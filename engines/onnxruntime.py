@@ -121,7 +121,7 @@ class OnnxRuntimeEngine:
         held: list[Array] = []
         for name, array in feeds.items():
             aliased = any(np.may_share_memory(array, out) for out in kept.values())
-            held.append(np.array(array, order="C", copy=True if aliased else None))
+            held.append(np.array(array, order="C") if aliased else np.ascontiguousarray(array))
             binding.bind_cpu_input(name, held[-1])
         for name, out in kept.items():
             binding.bind_output(name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)

@@ -107,7 +107,7 @@ class OpenVinoEngine:
             if compiled.fed.get(name) is not array:
                 _feed(compiled, name, array)
         try:
-            compiled.request.infer()
+            compiled.request.infer(share_outputs=True)  # else it copies every output into a dictionary of its own
         except RuntimeError as error:
             raise EngineError(f"{self.spec.name}: OpenVINO failed while running ({_brief(error)})") from error
         return {name: _output(compiled, name) for name in compiled.outputs}
@@ -266,8 +266,11 @@ def _keep_compressed(model: Any) -> None:
     halves its blob; the results are the same bits.
     """
     for node in model.get_ops():
-        if node.get_type_name() == "Convert" and node.input_value(0).get_node().get_type_name() == "Constant":
-            node.get_rt_info()["decompression_0"] = True
+        if node.get_type_name() == "Convert":
+            source = node.input_value(0)
+            half = source.get_element_type().get_type_name() in ("f16", "bf16")
+            if half and source.get_node().get_type_name() == "Constant":
+                node.get_rt_info()["decompression_0"] = True
 
 
 def _port(ports: Iterable[Any], name: str) -> Any:

@@ -64,9 +64,7 @@ def write_reference(path: Path, inputs: Mapping[str, Tensor], outputs: Mapping[s
     path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
-def measure(
-    folder: Path, spec: NetworkSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
-) -> Deviation:
+def measure(folder: Path, spec: NetworkSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Deviation:
     """Run a written network on ONNX Runtime and compare with torch.
 
     Arguments:

@@ -16,7 +16,7 @@ from ..engines.precision import Precision
 __all__ = ["clean", "name_dimensions", "save", "store", "store_rows_int8"]
 
 SMALL = 1024
-"""Weights with fewer elements stay float32: they are norms, biases, the first and last layers' rims; nothing is gained."""
+"""Weights with fewer elements stay float32: they are norms and biases, and nothing is gained."""
 
 _TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _FP16_MAX = 65504.0
@@ -39,7 +39,9 @@ def clean(model: ir.Model) -> None:
     model.graph.name = "network"
 
 
-def _lazy(source: ir.TensorProtocol, dtype: ir.DataType, change: Callable[[Array], Array], shape: list[int]) -> ir.LazyTensor:
+def _lazy(
+    source: ir.TensorProtocol, dtype: ir.DataType, change: Callable[[Array], Array], shape: list[int]
+) -> ir.LazyTensor:
     """`change` of a weight, made when it is written and dropped again."""
     return ir.LazyTensor(
         lambda: ir.Tensor(np.ascontiguousarray(change(source.numpy())), dtype=dtype), dtype=dtype, shape=ir.Shape(shape)

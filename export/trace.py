@@ -74,9 +74,7 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
     return cast("ir.Model", cast(Any, program).model)
 
 
-def _dynamic_axes(
-    inputs: tuple[Binding, ...], dimensions: Mapping[str, Dimension]
-) -> tuple[dict[int, object], ...]:
+def _dynamic_axes(inputs: tuple[Binding, ...], dimensions: Mapping[str, Dimension]) -> tuple[dict[int, object], ...]:
     """torch's symbolic dimension for every symbolic axis; multiples become multiples of a hidden dimension."""
     symbols: dict[str, object] = {}
     for name, d in dimensions.items():

@@ -89,6 +89,6 @@ def _run(network: Network, module: nn.Module, inputs: dict[str, Tensor]) -> dict
     results = result if isinstance(result, tuple) else (result,)
     if len(results) != len(network.outputs):
         names = ", ".join(b.name for b in network.outputs)
-        raise ExportError(f"{network.name}: the module gives {len(results)} outputs, the bindings are {names}; name each")
+        raise ExportError(f"{network.name}: the module gives {len(results)} outputs, the bindings are {names}")
     # Copies, since a module may return a view of a weight.
     return {b.name: tensor.detach().clone() for b, tensor in zip(network.outputs, results, strict=True)}

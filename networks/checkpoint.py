@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
@@ -21,7 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 _INERT = re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.")
 """Modules whose classes Lightning leaves in checkpoints as keys and counters; an empty class stands in for them."""
 
-_UNSAFE = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class) ([\w.]+)|class ([\w.]+) was not|Can only .*?([\w.]+)")
+_UNSAFE = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class) ([\w.]+)|class ([\w.]+) was not")
 
 
 class _Stand:
@@ -48,7 +49,7 @@ def read_checkpoint(path: Path | str) -> StateDict:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: 'state_dict' is a {type(state).__name__}, need tensors by name; is it a checkpoint?")
+        raise CheckpointError(f"{path}: 'state_dict' is a {type(state).__name__}, need tensors by name")
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         found = ", ".join(map(str, list(state)[:5])) or "nothing"
@@ -88,11 +89,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_pickle(path: Path) -> Mapping[Any, Any]:
     try:
-        content = _load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on foreign pickle protocols
+            content = _load(path)
     except pickle.UnpicklingError as error:
         _refuse(path, error)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        told = isinstance(error, (RuntimeError, OSError)) and str(error)
+        reason = str(error).split(". ")[0].splitlines()[0][:200] if told else "it ends or breaks off early"
         raise CheckpointError(f"{path}: is not a whole torch checkpoint ({reason}); download it again") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, need tensors by name; is it a checkpoint?")
@@ -159,7 +163,7 @@ def ema_weights(state: Mapping[str, Tensor], prefix: str = "model.diffusion_mode
             else:
                 missing.append(flat)
     if missing:
-        raise CheckpointError(f"EMA weights are incomplete: {_some(missing)} missing; export with use_ema: false in the config")
+        raise CheckpointError(f"EMA weights are incomplete: {_some(missing)} missing; put use_ema: false in the config")
     return result
 
 
@@ -183,12 +187,14 @@ def build(
     state = {k: v for k, v in state.items() if k in own or not any(re.match(p, k) for p in ignore)}
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
     if missing or extra:
-        lists = [f"{len(m)} missing: {_some(m)}" for m in (missing,) if m] + [f"{len(e)} extra: {_some(e)}" for e in (extra,) if e]
-        raise CheckpointError(f"{what}: keys do not fit the network ({'; '.join(lists)}); is the configuration its own?")
+        lists = [
+            f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in (("missing", missing), ("extra", extra)) if keys
+        ]
+        raise CheckpointError(f"{what}: keys do not fit the network ({'; '.join(lists)}); is the config its own?")
     wrong = [f"{k} is {tuple(v.shape)}, need {own[k]}" for k, v in state.items() if tuple(v.shape) != own[k]]
     if wrong:
         raise CheckpointError(
-            f"{what}: {len(wrong)} shapes do not fit the network: {_some(wrong, '; ')}; is the configuration its own?"
+            f"{what}: {len(wrong)} shapes do not fit the network: {_some(wrong, '; ')}; is the config its own?"
         )
     plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     module.load_state_dict(plain, strict=True, assign=True)
@@ -199,7 +205,7 @@ def build(
 def _fill_buffers(module: nn.Module, what: str) -> None:
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if left:
-        raise CheckpointError(f"{what}: the network makes {_some(left)} itself; build it without weights on the meta device")
+        raise CheckpointError(f"{what}: the network makes {_some(left)} itself, which has no values here")
 
 
 def _some(names: Iterable[str], separator: str = ", ") -> str:

@@ -55,7 +55,7 @@ class SpatialRescaler(nn.Module):
     ) -> None:
         super().__init__()
         if stages < 0 or method not in ("nearest", "bilinear", "area"):
-            raise ParameterError(f"stages is {stages}, method {method!r}; need stages >= 0 and nearest, bilinear or area")
+            raise ParameterError(f"stages is {stages} (need >= 0), method {method!r} (need nearest, bilinear or area)")
         self.stages, self.method = stages, method
         self.channel_mapper = nn.Conv2d(classes, channels, 1, bias=bias) if channels is not None else nn.Identity()
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ __all__ = ["named_betas"]
 _NAMES = ("linear", "scaled_linear", "sqrt_linear", "sqrt", "cosine")
 
 
-def named_betas(name: str, steps: int = 1000, start: float | None = None, end: float | None = None) -> Array:
+def named_betas(name: str, steps: Any = 1000, start: float | None = None, end: float | None = None) -> Array:
     """Betas by name.
 
     The field and Latent Diffusion disagree on names: "scaled_linear" (linear in the square root, squared) is
@@ -43,20 +45,21 @@ def named_betas(name: str, steps: int = 1000, start: float | None = None, end: f
         raise ParameterError(
             f"no schedule is named {name!r}, there are {', '.join(_NAMES)}; use one or Schedule.from_betas"
         )
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or int(steps) < 1:
         raise ParameterError(f"a schedule of {steps!r} timesteps was asked for; pass a whole number, 1 or more")
+    count = int(steps)
     if name == "cosine":
-        return _cosine(steps)
-    scale = 1000 / steps if name == "linear" else 1.0
+        return _cosine(count)
+    scale = 1000 / count if name == "linear" else 1.0
     first, last = (0.00085, 0.012) if name == "scaled_linear" else (1e-4 * scale, 2e-2 * scale)
     first, last = first if start is None else start, last if end is None else end
     if not 0 < first <= last < 1:
         raise ParameterError(f"betas run from {first} to {last} and must lie in (0, 1), rising; swap or correct them")
     if name == "linear":
-        return np.linspace(first, last, steps, dtype=np.float64)
+        return np.linspace(first, last, count, dtype=np.float64)
     if name == "scaled_linear":
-        return _linspace(first**0.5, last**0.5, steps) ** 2
-    law = _linspace(first, last, steps)
+        return _linspace(first**0.5, last**0.5, count) ** 2
+    law = _linspace(first, last, count)
     return law**0.5 if name == "sqrt" else law
 
 

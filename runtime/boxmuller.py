@@ -53,10 +53,12 @@ def box_muller16(uniforms: Array, out: Array) -> None:
         out: float32 (16 n,), written; must not overlap `uniforms`.
     """
     for start in range(0, uniforms.size, _BLOCK):
-        u = uniforms[start : start + _BLOCK].reshape(-1, 2, 8)
-        block = out[start : start + _BLOCK].reshape(-1, 2, 8)
-        radius = np.sqrt(np.float32(-2) * _log(_ONE - u[:, 0]))
-        sine, cosine = _sincos(np.float32(2 * np.pi) * u[:, 1])
+        u: Array = np.reshape(uniforms[start : start + _BLOCK], (-1, 2, 8))
+        block: Array = np.reshape(out[start : start + _BLOCK], (-1, 2, 8))
+        first: Array = u[:, 0]
+        second: Array = u[:, 1]
+        radius = np.sqrt(np.multiply(np.float32(-2), _log(np.subtract(_ONE, first))))
+        sine, cosine = _sincos(np.multiply(np.float32(2 * np.pi), second))
         np.multiply(radius, cosine, out=block[:, 0])
         np.multiply(radius, sine, out=block[:, 1])
         block += np.float32(0)  # -0 becomes +0, as in torch's closing fused multiply-add
@@ -74,15 +76,15 @@ def _log(x: Array) -> Array:
     """Natural logarithm of float32 x in [2^-24, 1]."""
     mantissa, exponent = np.frexp(x)
     low = mantissa < _SQRT_HALF
-    e = exponent.astype(np.float32) - low.astype(np.float32)
-    x = (mantissa - _ONE) + np.where(low, mantissa, np.float32(0))
-    z = x * x
-    y = np.full_like(x, _LOG[0])
+    e: Array = np.subtract(exponent, low, dtype=np.float32)
+    x = np.subtract(mantissa, _ONE) + np.where(low, mantissa, np.float32(0))
+    z: Array = np.multiply(x, x)
+    y: Array = np.full_like(x, _LOG[0])
     for c in _LOG[1:]:
         y = _fma(y, x, c)
-    y = _fma(y * x, z, e * _LN2_LOW)
+    y = _fma(np.multiply(y, x), z, np.multiply(e, _LN2_LOW))
     y = _fma(z, -_HALF, y)
-    return _fma(e, _LN2_HIGH, x + y)
+    return _fma(e, _LN2_HIGH, np.add(x, y))
 
 
 def _sincos(x: Array) -> tuple[Array, Array]:

@@ -20,14 +20,13 @@ from ..errors import BindingError, ParameterError
 from .schedule import Schedule
 
 __all__ = [
-    "ClipX0",
     "Denoiser",
     "EngineDenoiser",
     "FunctionDenoiser",
     "Parametrization",
     "Prediction",
     "PredictionKind",
-    "QuantizeX0",
+    "solve",
 ]
 
 PredictionKind: TypeAlias = Literal["eps", "v", "x0"]
@@ -99,9 +98,9 @@ class Parametrization:
             eps = _sum(first, alpha, output, sigma, x_t, scratch)
             x0 = _sum(second, alpha, x_t, -sigma, output, scratch)
         elif self.kind == "eps":
-            eps, x0 = output, _solve(first, x_t, sigma, output, alpha, t)
+            eps, x0 = output, solve(first, x_t, sigma, output, alpha, t)
         else:
-            eps, x0 = _solve(first, x_t, alpha, output, sigma, t), output
+            eps, x0 = solve(first, x_t, alpha, output, sigma, t), output
         return Prediction(eps, x0, log_variance, extra)
 
 
@@ -199,61 +198,6 @@ class EngineDenoiser:
         self._shape = shape
 
 
-class ClipX0:
-    """Clamps x0 and derives eps anew from it, as guided-diffusion's ``clip_denoised`` does.
-
-    Arguments:
-        denoiser: The one that predicts.
-        schedule: Its schedule.
-        low: Least value of x0.
-        high: Largest value of x0.
-    """
-
-    def __init__(self, denoiser: Denoiser, schedule: Schedule, low: float = -1.0, high: float = 1.0) -> None:
-        self._denoiser = denoiser
-        self._schedule = schedule
-        self._range = (low, high)
-        self._buffers: tuple[Array, Array] | None = None
-
-    @property
-    def network(self) -> str:
-        """Name of the wrapped network, for messages."""
-        return getattr(self._denoiser, "network", "denoiser")
-
-    def __call__(self, x_t: Array, t: float) -> Prediction:
-        raw = self._denoiser(x_t, t)
-        if self._buffers is None or self._buffers[0].shape != x_t.shape:
-            self._buffers = (np.empty_like(x_t), np.empty_like(x_t))
-        x0, eps = self._buffers
-        np.clip(raw.x0, *self._range, out=x0)
-        _solve(eps, x_t, self._schedule.alpha(t), x0, self._schedule.sigma(t), t)
-        return Prediction(eps, x0, raw.log_variance, raw.extra)
-
-
-class QuantizeX0:
-    """Replaces x0 by ``quantize(x0)`` and leaves eps as it is: Latent Diffusion's ``quantize_x0``.
-
-    It acts on samplers that step from x0: DDPM, DDIM, Euler, DPM-Solver++, UniPC, LCM.
-
-    Arguments:
-        denoiser: The one that predicts.
-        quantize: float32 (B, C, H, W) -> the same; the nearest codes of a vector-quantised first stage.
-    """
-
-    def __init__(self, denoiser: Denoiser, quantize: Callable[[Array], Array]) -> None:
-        self._denoiser = denoiser
-        self._quantize = quantize
-
-    @property
-    def network(self) -> str:
-        """Name of the wrapped network, for messages."""
-        return getattr(self._denoiser, "network", "denoiser")
-
-    def __call__(self, x_t: Array, t: float) -> Prediction:
-        raw = self._denoiser(x_t, t)
-        return Prediction(raw.eps, self._quantize(raw.x0), raw.log_variance, raw.extra)
-
-
 def _sum(out: Array, a: float, x: Array, b: float, y: Array, scratch: Array) -> Array:
     """out = a x + b y."""
     np.multiply(x, a, out=out)
@@ -261,7 +205,7 @@ def _sum(out: Array, a: float, x: Array, b: float, y: Array, scratch: Array) -> 
     return np.add(out, scratch, out=out)
 
 
-def _solve(out: Array, x: Array, a: float, y: Array, b: float, t: float) -> Array:
+def solve(out: Array, x: Array, a: float, y: Array, b: float, t: float) -> Array:
     """out = (x - a y) / b."""
     if b == 0:
         raise ParameterError(f"at timestep {t} the picture is all signal or all noise, nothing can be solved from it")

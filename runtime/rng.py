@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -41,8 +42,8 @@ class TorchGenerator:
         seed: Any integer that torch takes, -2^63 … 2^64-1; torch uses its lower 32 bits.
     """
 
-    def __init__(self, seed: int) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
+    def __init__(self, seed: Any) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**64:
             raise ParameterError(f"seed is {seed!r}, need a whole number from -2^63 to 2^64-1; pass an int")
         self._bits = np.random.MT19937()
         self._bits.state = {
@@ -55,19 +56,19 @@ class TorchGenerator:
         """float32 of `shape`, as ``torch.randn(shape)``."""
         extents, size = _size(shape)
         if size < 16:
-            return np.array([self._normal() for _ in range(size)], dtype=np.float32).reshape(extents)
+            return np.reshape(np.array([self._normal() for _ in range(size)], dtype=np.float32), extents)
         values = np.empty(size, dtype=np.float32)
         whole = size - size % 16
         uniforms = self._uniforms(size)
         box_muller16(uniforms[:whole], values[:whole])
         if whole != size:
             box_muller16(self._uniforms(16), values[-16:])
-        return values.reshape(extents)
+        return np.reshape(values, extents)
 
     def rand(self, shape: Shape) -> Array:
         """float32 of `shape` in [0, 1), as ``torch.rand(shape)``."""
         extents, size = _size(shape)
-        return self._uniforms(size).reshape(extents)
+        return np.reshape(self._uniforms(size), extents)
 
     def randint(self, low: int, high: int, shape: Shape) -> Array:
         """int64 of `shape` in [low, high), as ``torch.randint(low, high, shape)``."""
@@ -76,14 +77,15 @@ class TorchGenerator:
         if not 0 < span < 2**63:
             raise ParameterError(f"randint has no value between {low} and {high}; pass low < high")
         if span >= 1 << 28:
-            words = self._bits.random_raw(2 * size).reshape(size, 2)
-            draws = (words[:, 0] << np.uint64(32)) | words[:, 1]
+            words: Array = np.reshape(self._bits.random_raw(2 * size), (size, 2))
+            draws: Array = (words[:, 0] << np.uint64(32)) | words[:, 1]
         else:
             draws = self._bits.random_raw(size)
-        return ((draws % np.uint64(span)).astype(np.int64) + low).reshape(extents)
+        return np.reshape((draws % np.uint64(span)).astype(np.int64) + low, extents)
 
     def _uniforms(self, size: int) -> Array:
-        return (self._bits.random_raw(size) & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)
+        words: Array = self._bits.random_raw(size)
+        return np.asarray(np.multiply(words & np.uint64(0xFFFFFF), 2.0**-24, dtype=np.float32))
 
     def _uniform64(self) -> float:
         high, low = (int(word) for word in self._bits.random_raw(2))
@@ -125,17 +127,17 @@ class PhiloxGenerator:
         padded = -(-size // 16) * 16
         values = np.empty(padded, dtype=np.float32)
         box_muller16(self._uniforms(padded), values)
-        return values[:size].reshape(extents)
+        return np.reshape(values[:size], extents)
 
     def rand(self, shape: Shape) -> Array:
         """float32 of `shape`, uniform in [0, 1)."""
         extents, size = _size(shape)
-        return self._uniforms(size).reshape(extents)
+        return np.reshape(self._uniforms(size), extents)
 
     def _uniforms(self, size: int) -> Array:
-        words = self._bits.random_raw(-(-size // 2))
+        words: Array = self._bits.random_raw(-(-size // 2))
         halves = np.stack([words >> np.uint64(40), (words >> np.uint64(8)) & np.uint64(0xFFFFFF)], axis=-1)
-        return halves.astype(np.float32).reshape(-1)[:size] * np.float32(2.0**-24)
+        return np.asarray(np.multiply(np.reshape(halves, -1)[:size], 2.0**-24, dtype=np.float32))
 
 
 class PerImage:

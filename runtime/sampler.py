@@ -118,7 +118,7 @@ def sample(
         NonFiniteError: A step made NaN or infinity; names the network, the step and the tensor.
         Cancelled: `on_step` returned False.
     """
-    if x.dtype not in (np.float32, np.float64):
+    if x.dtype.kind != "f" or x.itemsize < 4:
         raise ParameterError(f"x is {x.dtype}, samplers work in float32; pass x.astype(np.float32)")
     run = sampler.plan(timesteps)
     if rng is None and any(rule.needs_noise for rule in run.rules):
@@ -128,9 +128,10 @@ def sample(
     for index, rule in enumerate(run.rules):
         if prepare is not None and rule.opens:
             x = prepare(x, rule.t)
-        prediction = denoiser(x, rule.t)
-        noise = rng.randn(x.shape) if rule.draws and rng is not None else None
-        x = run.step(x, rule.t, rule.s, prediction, noise)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found and named below
+            prediction = denoiser(x, rule.t)
+            noise = rng.randn(x.shape) if rule.draws and rng is not None else None
+            x = run.step(x, rule.t, rule.s, prediction, noise)
         _check(network, index, x, prediction)
         if on_step is not None:
             info = StepInfo(index, len(run), rule.t, rule.s, x, prediction)

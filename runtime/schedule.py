@@ -106,7 +106,7 @@ class Schedule:
     @property
     def betas(self) -> Array:
         """Forward variances (T,)."""
-        return 1.0 - self.alphas_bar / np.concatenate([[1.0], self.alphas_bar[:-1]])
+        return np.asarray(1.0 - self.alphas_bar / np.append(1.0, self.alphas_bar[:-1]))
 
     def bar(self, t: float) -> float:
         """alphas_bar at t in [-1, T]; between timesteps sigma/alpha runs linearly, as diffusers has it."""
@@ -156,7 +156,7 @@ class Schedule:
         bar_s = np.array([self.bar(s) for s in [*times[1:], final]])
         betas = 1.0 - bar_t / bar_s
         variance = betas * (1.0 - bar_s) / (1.0 - bar_t)
-        clipped = variance.copy()
+        clipped = np.array(variance)
         if clipped[-1] <= 0:
             clipped[-1] = clipped[-2] if clipped.size > 1 else 1e-20
         return Posterior(

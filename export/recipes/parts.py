@@ -48,7 +48,8 @@ class Sides:
 
     def latents(self, multiple: int = 1) -> dict[str, Dimension]:
         """Ranges of ``height`` and ``width``."""
-        return {name: self._range(size, multiple, 1) for name, size in zip(("height", "width"), self.latent, strict=True)}
+        names = ("height", "width")
+        return {name: self._range(size, multiple, 1) for name, size in zip(names, self.latent, strict=True)}
 
     def pixels(self) -> dict[str, Dimension]:
         """Ranges of ``image_height`` and ``image_width``."""

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from ...engines.binding import Binding, Dimension
@@ -101,7 +100,7 @@ def _config(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); pass a sentence-transformers folder") from error
     if fields.get("model_type") != "bert":
-        raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, need 'bert'; pass a BertModel's folder")
+        raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, need 'bert'")
     config = BertConfig(**fields)
     config._attn_implementation = "eager"
     return config

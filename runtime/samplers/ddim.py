@@ -8,7 +8,8 @@ from typing import Any
 
 from ...errors import ParameterError
 from ..schedule import Schedule
-from .rule import OneStep, Rule, Run, pairs, terms
+from .pairs import pairs
+from .rule import OneStep, Rule, Run, terms
 
 __all__ = ["DDIM"]
 

@@ -10,7 +10,8 @@ from ...engines.binding import Array
 from ...errors import ParameterError
 from ..denoiser import Prediction
 from ..schedule import Schedule
-from .rule import Rule, Run, pairs, terms
+from .pairs import pairs
+from .rule import Rule, Run, terms
 
 __all__ = ["DDPM", "Variance"]
 
@@ -66,7 +67,7 @@ class DDPM:
     def _rules(
         self, steps: list[tuple[float, float]], betas: Array, logs: Array, x0_coef: Array, x_coef: Array
     ) -> list[Rule]:
-        rules = []
+        rules: list[Rule] = []
         for i, (t, s) in enumerate(steps):
             log_range = None
             weight = self.temperature

@@ -11,7 +11,8 @@ from ...errors import ParameterError
 from ..denoiser import Prediction
 from ..schedule import Schedule
 from ..spacings import karras
-from .rule import Rule, Run, pairs, terms
+from .pairs import pairs
+from .rule import Rule, Run, terms
 
 __all__ = ["DPMSolverPP2M"]
 
@@ -48,7 +49,7 @@ class DPMSolverPP2M:
             ends = self.schedule.noise_ratio(steps[0][0]), self.schedule.noise_ratio(steps[-1][0])
             times = [self.schedule.time(level) for level in karras(*ends, len(steps))]
             steps = pairs(times, self.schedule, self.final, strict=True)
-        rules = []
+        rules: list[Rule] = []
         earlier: float | None = None
         for t, s in steps:
             h = self.schedule.log_snr(s) - self.schedule.log_snr(t)

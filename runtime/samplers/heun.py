@@ -9,7 +9,8 @@ from ...engines.binding import Array
 from ...errors import ParameterError
 from ..denoiser import Prediction
 from ..schedule import Schedule
-from .rule import Rule, Run, pairs, terms
+from .pairs import pairs
+from .rule import Rule, Run, terms
 
 __all__ = ["Heun"]
 
@@ -35,7 +36,7 @@ class Heun:
 
     def plan(self, timesteps: Any) -> Run:
         """A run through a descending list of timesteps, then to ``final``."""
-        rules = []
+        rules: list[Rule] = []
         for t, s in pairs(timesteps, self.schedule, self.final, strict=True):
             alpha, sigma = self.schedule.alpha(s), self.schedule.sigma(s)
             euler = terms(x0=alpha, eps=sigma)

@@ -9,7 +9,8 @@ from ...engines.binding import Array
 from ...errors import ParameterError
 from ..denoiser import Prediction
 from ..schedule import Schedule
-from .rule import Rule, Run, pairs, terms
+from .pairs import pairs
+from .rule import Rule, Run, terms
 
 __all__ = ["LCM"]
 

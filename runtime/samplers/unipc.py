@@ -12,7 +12,8 @@ from ...engines.binding import Array
 from ...errors import ParameterError
 from ..denoiser import Prediction
 from ..schedule import Schedule
-from .rule import Rule, Run, Terms, pairs, terms
+from .pairs import pairs
+from .rule import Rule, Run, Terms, terms
 
 __all__ = ["UniPC"]
 
@@ -49,7 +50,7 @@ class UniPC:
         steps = pairs(timesteps, self.schedule, self.final, strict=True)
         visited = [t for t, _ in steps]
         clean = self.schedule.sigma(self.final) == 0
-        rules = []
+        rules: list[Rule] = []
         before = 0
         for i, (t, s) in enumerate(steps):
             order = min(self.order, i + 1, len(steps) - i if clean else self.order)
@@ -98,7 +99,8 @@ class UniPC:
         nodes = [(self.schedule.log_snr(t) - start) / h for t in visited[-2 : -order - 1 : -1]]
         places = np.array([*nodes, 1.0])
         matrix = np.stack([places**k for k in range(order)])
-        right, phi, factorial = [], math.expm1(-h) / -h - 1, 1
+        right: list[float] = []
+        phi, factorial = math.expm1(-h) / -h - 1, 1
         for k in range(1, order + 1):
             right.append(phi * factorial / math.expm1(-h))
             factorial *= k + 1

@@ -11,7 +11,7 @@ import numpy as np
 from ...engines.binding import Array
 from ...engines.engine import Engine, check_finite
 from ...engines.strict import JSON
-from ...errors import ParameterError
+from ...errors import ParameterError, PromptError
 from ..tokenizer import Tokenizer
 from .latent_settings import LatentDiffusionSettings
 
@@ -168,7 +168,7 @@ class ConditionEncoder:
 
     def _class(self, label: Any, repeat: int, guided: bool) -> Condition:
         null_class = self._settings.null_class
-        labels = [label] if isinstance(label, (int, np.integer)) else list(label)
+        labels = list(label) if isinstance(label, (list, tuple, range, np.ndarray)) else [label]
         for item in labels:
             whole = isinstance(item, (int, np.integer)) and not isinstance(item, bool)
             if not whole or item < 0 or (null_class is not None and item > null_class):
@@ -187,7 +187,7 @@ class ConditionEncoder:
     def _embed(self, ids: Array) -> Array:
         engine = self._engine("class_embedder")
         unique, index = np.unique(ids, return_inverse=True)
-        table = np.concatenate([engine(y=unique[i : i + 1])["context"] for i in range(len(unique))])
+        table = np.concatenate([engine(y=unique[i : i + 1])["context"].copy() for i in range(len(unique))])
         return np.asarray(table[index])
 
     def _layout(self, tokens: Any, repeat: int) -> Condition:
@@ -224,7 +224,9 @@ class ConditionEncoder:
 
 
 def _texts(name: str, value: Any) -> list[str]:
-    texts = [value] if isinstance(value, str) else list(value)
+    if isinstance(value, (bytes, bytearray)) or not isinstance(value, (str, Sequence)):
+        raise PromptError(f"{name} is a {type(value).__name__}, need text or a list of texts; pass a str")
+    texts: list[str] = [value] if isinstance(value, str) else list(value)
     if not texts:
         raise ParameterError(f"{name} is an empty list; pass one or more, '' for none")
     return texts

@@ -34,20 +34,20 @@ def check_size(models: Models, size: Any, *, tile: int | None) -> tuple[int, int
             f"size is {size!r}, need height and width in pixels; pass such as {models.settings.image_size}"
         )
     height, width = int(size[0]), int(size[1])
+    told = f"size is height {height} and width {width}"
     least, most, _ = models.limits("unet")
     if height % multiple or width % multiple:
         near = tuple(max(multiple, round(n / multiple) * multiple) for n in (height, width))
         raise ParameterError(
-            f"size is {height}x{width}, the bundle makes multiples of {multiple}; use {near[0]}x{near[1]}"
+            f"{told}, the bundle makes multiples of {multiple}; use height {near[0]} and width {near[1]}"
         )
     if min(height, width) < least * factor:
-        raise ParameterError(f"size is {height}x{width}, the bundle makes {least * factor} or more; use a larger one")
+        raise ParameterError(f"{told}, the bundle makes {least * factor} or more; use a larger one")
     if height * width > MAX_PIXELS:
-        raise ParameterError(f"size is {height}x{width}, more than {MAX_PIXELS} pixels; use a smaller one")
+        raise ParameterError(f"{told}, more than {MAX_PIXELS} pixels; use a smaller one")
     if most and max(height, width) > most * factor and not tile:
         raise ParameterError(
-            f"size is {height}x{width}, the bundle's UNet takes at most {most * factor} at once; "
-            f"use a smaller one, or pass tile={most}"
+            f"{told}, the bundle's UNet takes at most {most * factor} at once; use a smaller one, or pass tile={most}"
         )
     return height, width
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import pytest
 from safetensors.numpy import save as to_bytes
 
 from sfumato.engines.binding import Binding, Dimension
@@ -32,7 +31,10 @@ def save(
     *,
     external: bool = True,
 ) -> None:
-    """Write an ONNX graph at opset 20, with its weights in one file beside it."""
+    """Write an ONNX graph at opset 20, with its weights in one file beside it; skips the test without onnx."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
     graph = helper.make_graph(
         list(nodes),
         path.stem,
@@ -48,6 +50,9 @@ def save(
 
 def save_unet(path: Path, *, weight: np.ndarray = WEIGHT, external: bool = True) -> None:
     """prediction = conv(x) + bias + t, its weight stored in float16 and cast."""
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
     image = ["batch", 4, "height", "width"]
     save(
         path,
@@ -66,6 +71,9 @@ def save_unet(path: Path, *, weight: np.ndarray = WEIGHT, external: bool = True)
 
 def save_embedder(path: Path) -> None:
     """context = table[y], one row for each class."""
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
     save(
         path,
         [helper.make_node("Gather", ["table", "y"], ["context"])],

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from sfumato.errors import BindingError, ParameterError
-from sfumato.runtime.denoiser import (
-    ClipX0,
-    EngineDenoiser,
-    FunctionDenoiser,
-    Parametrization,
-    Prediction,
-    QuantizeX0,
-)
+from sfumato.runtime.denoiser import EngineDenoiser, FunctionDenoiser, Parametrization, Prediction
+from sfumato.runtime.projection import ClipX0, QuantizeX0
 from sfumato.runtime.rng import TorchGenerator
 from sfumato.runtime.schedule import Schedule
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sfumato.runtime.blend import MaskBlend
-from sfumato.runtime.denoiser import ClipX0, FunctionDenoiser, Prediction, QuantizeX0
+from sfumato.runtime.denoiser import FunctionDenoiser, Prediction
 from sfumato.runtime.guidance import ClassifierFree
+from sfumato.runtime.projection import ClipX0, QuantizeX0
 from sfumato.runtime.sampler import DDIM, DDPM, PLMS, sample
 from sfumato.runtime.schedule import Schedule
 

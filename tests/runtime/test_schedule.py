@@ -1,4 +1,4 @@
-"""Schedules and lists of timesteps: the numbers of Latent Diffusion, guided-diffusion and diffusers, and their edges."""
+"""Schedules and lists of timesteps: Latent Diffusion's, guided-diffusion's and diffusers' numbers, and edges."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_official_and_leading_agree_for_divisors_only():
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("multistep", [False, True])
 def test_lists_of_diffusers(spacing, multistep):
-    # For 62 step counts, 61 the first, rounding makes its "trailing" list one entry longer, which is then -1: cut off here.
+    # For 62 step counts, 61 the first, rounding gives its "trailing" list one entry more, -1: cut off here.
     diffusers = pytest.importorskip("diffusers")
     kind = diffusers.DPMSolverMultistepScheduler if multistep else diffusers.DDIMScheduler
     theirs = kind(timestep_spacing=spacing, steps_offset=1)

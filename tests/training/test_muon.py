@@ -36,11 +36,11 @@ def test_a_quadratic_is_minimised(kept):
         for group in optimizer.param_groups:
             group["lr"] = 0.1 * (1 - step / 200)
         loss = ((weight - target) ** 2).mean() + ((bias - offset) ** 2).mean()
-        start = start or float(loss)
+        start = start or loss.item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 1e-3 * start
+    assert loss.item() < 1e-3 * start
 
 
 def test_matrices_go_to_muon_and_the_rest_to_adamw():
