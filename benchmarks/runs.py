@@ -26,7 +26,7 @@ class SfumatoRun:
         return {"seconds": time.perf_counter() - begin}
 
     def run(self, latents: int, steps: int) -> dict[str, Any]:
-        """Make one picture: ``seconds``, of which in ``engines`` (sfumato's) and in ``library`` (OpenVINO's own calls)."""
+        """Make one picture: ``seconds``, of it in ``engines`` (sfumato's) and in ``library`` (OpenVINO's own)."""
         self._inside = 0.0
         begin = time.perf_counter()
         side = latents * FACTOR

@@ -84,7 +84,7 @@ class Worker:
         return reply["answer"]
 
     def memory(self) -> dict[str, int]:
-        """Bytes: ``peak`` (VmHWM: all that is resident, mapped files too), ``anonymous_peak`` (where watched), ``now``."""
+        """Bytes: ``peak`` (VmHWM: all resident, mapped files too), ``anonymous_peak`` (where watched), ``now``."""
         state = process_memory(self._process.pid)
         return {"peak": state["VmHWM"], "anonymous_peak": self.anonymous_peak, "now": state["VmRSS"]}
 

@@ -80,6 +80,7 @@ app = typer.Typer(
     cls=Verbs,
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

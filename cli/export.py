@@ -31,11 +31,26 @@ def latent_diffusion(
     config: Annotated[
         Path | None, typer.Option(help="The model's YAML, if the checkpoint does not say enough.")
     ] = None,
-    precision: Annotated[PrecisionName, typer.Option(help="How weights are stored.")] = "fp16",
+    precision: Annotated[PrecisionName, typer.Option(help="How large weights are stored.")] = "fp16",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The tokenizer.json of a CompVis checkpoint.", show_default="the one beside it"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name for people.", show_default="the model's or the folder's")] = "",
+    terms: Annotated[str, typer.Option("--license", help="Terms of the weights.")] = "",
 ) -> None:
     """Latent Diffusion and Stable Diffusion: CompVis checkpoints and diffusers folders."""
     recipe = _recipe("latent_diffusion")
-    bundle = recipe.export(checkpoint, out, config=config, precision=precision, on_progress=_say)
+    bundle = recipe.export(
+        checkpoint,
+        out,
+        config=config,
+        precision=precision,
+        tokenizer=tokenizer,
+        name=name,
+        license=terms,
+        on_progress=_say,
+    )
     total = sum(artifact.bytes for artifact in bundle.manifest.files.values())
     typer.echo(f"wrote {bundle.path} ({console.size(total)})")
 

@@ -30,8 +30,8 @@ def command(
         opened = Bundle.open(bundle)
     except BundleError as error:
         if as_json:
-            failed: dict[str, object] = {"bundle": str(bundle), "verified": False, "passed": False, "networks": [], "error": str(error)}
-            console.print_json(failed)
+            failed = {"verified": False, "passed": False, "error": str(error)}
+            console.print_json({"bundle": str(bundle), **failed, "networks": list[str]()})
             raise typer.Exit(1) from None
         raise
     backends: list[Backend] | None = None if backend == "auto" else [backend]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .layers import attention, group_norm, timestep_embedding
+from .transformer import SpatialTransformer
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class UNetConfig:
     out_channels: int
     num_res_blocks: int
     attention_resolutions: tuple[int, ...]
-    channel_mult: tuple[int, ...] = (1, 2, 4, 8)
+    channel_mult: tuple[float, ...] = (1, 2, 4, 8)
     num_heads: int = -1
     num_head_channels: int = -1
     num_heads_upsample: int = -1
@@ -57,6 +58,12 @@ class UNetConfig:
             if name in known:
                 known[name] = tuple(known[name])
         return cls(**known)
+
+    @property
+    def stem(self) -> int:
+        """Width of the first convolution; guided-diffusion scales it by the first multiplier, openaimodel does not."""
+        first = 1 if self.use_spatial_transformer else self.channel_mult[0]
+        return int(first * self.model_channels)
 
     def heads(self, channels: int, *, up: bool = False) -> int:
         """Attention heads at a level of this width."""
@@ -143,89 +150,6 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(h).reshape(x.shape)
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention of pixels over tokens, or over themselves without a context."""
-
-    def __init__(self, query_dim: int, context_dim: int, heads: int, dim_head: int) -> None:
-        super().__init__()
-        self.heads, inner = heads, heads * dim_head
-        self.scale = dim_head**-0.5
-        self.to_q = nn.Linear(query_dim, inner, bias=False)
-        self.to_k = nn.Linear(context_dim, inner, bias=False)
-        self.to_v = nn.Linear(context_dim, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(0.0))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = (
-            layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, source in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
-        )
-        h = attention(q, k, v, scale=self.scale)
-        return self.to_out(h.transpose(1, 2).flatten(2))
-
-
-class GEGLU(nn.Module):
-    """Linear to twice the width, one half gated by the exact GELU of the other."""
-
-    def __init__(self, dim: int, out: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, 2 * out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, gate = self.proj(x).chunk(2, dim=-1)
-        return h * functional.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """GEGLU of four times the width and a projection back."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Dropout(0.0), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class BasicTransformerBlock(nn.Module):
-    """Pre-norm self-attention, cross-attention and feed-forward."""
-
-    def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int | None) -> None:
-        super().__init__()
-        self.attn1 = CrossAttention(dim, dim, heads, dim_head)
-        self.ff = FeedForward(dim)
-        self.attn2 = CrossAttention(dim, context_dim or dim, heads, dim_head)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.norm3 = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        x = self.attn1(self.norm1(x)) + x
-        x = self.attn2(self.norm2(x), context) + x
-        return self.ff(self.norm3(x)) + x
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a feature map, conditioned on tokens."""
-
-    def __init__(self, channels: int, heads: int, depth: int, context_dim: int | None) -> None:
-        super().__init__()
-        self.norm = group_norm(channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(channels, heads, channels // heads, context_dim)
-            for _ in range(depth)
-        )
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
-        for block in self.transformer_blocks:
-            h = block(h, context)
-        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
-
-
 class Downsample(nn.Module):
     """Stride-2 convolution, or 2x2 mean without ``conv_resample``."""
 
@@ -288,15 +212,15 @@ class UNet(nn.Module):
         def res(a: int, b: int, resample: float = 1.0) -> ResBlock:
             return ResBlock(a, emb, b, config, resample=resample)
 
-        ch = config.channel_mult[0] * width if not config.use_spatial_transformer else width
-        ch = width if config.channel_mult[0] == 1 else ch
+        ch = config.stem
         first = nn.Conv2d(config.in_channels, ch, 3, padding=1)
         self.input_blocks = nn.ModuleList([Stage(first)])
         skips, ds = [ch], 1
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
-                layers: list[nn.Module] = [res(ch, mult * width)]
-                ch = mult * width
+                out = int(mult * width)
+                layers: list[nn.Module] = [res(ch, out)]
+                ch = out
                 if ds in config.attention_resolutions:
                     layers.append(self._attention(ch))
                 self.input_blocks.append(Stage(*layers))
@@ -314,8 +238,9 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
             for index in range(config.num_res_blocks + 1):
-                layers = [res(ch + skips.pop(), mult * width)]
-                ch = mult * width
+                out = int(mult * width)
+                layers = [res(ch + skips.pop(), out)]
+                ch = out
                 if ds in config.attention_resolutions:
                     layers.append(self._attention(ch, up=True))
                 if level and index == config.num_res_blocks:

@@ -42,7 +42,7 @@ _FOUR_OVER_PI = np.float32(1.27323954473516)
 _MINUS_PI_4 = [np.float32(c) for c in (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)]
 _SIN = [np.float32(c) for c in (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)]
 _COS = [np.float32(c) for c in (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)]
-_HALF, _ONE = np.float32(0.5), np.float32(1)
+_HALF, _MINUS_HALF, _ONE = np.float32(0.5), np.float32(-0.5), np.float32(1)
 
 
 def box_muller16(uniforms: Array, out: Array) -> None:
@@ -83,7 +83,7 @@ def _log(x: Array) -> Array:
     for c in _LOG[1:]:
         y = _fma(y, x, c)
     y = _fma(np.multiply(y, x), z, np.multiply(e, _LN2_LOW))
-    y = _fma(z, -_HALF, y)
+    y = _fma(z, _MINUS_HALF, y)
     return _fma(e, _LN2_HIGH, np.add(x, y))
 
 

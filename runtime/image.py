@@ -11,7 +11,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -250,7 +250,7 @@ def _check_size(width: int, height: int, max_pixels: int, label: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
+def _opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Generator[tuple[Image.Image, str]]:
     """Pillow's picture of a path or of bytes, with its size checked; whatever Pillow raises becomes `ImageError`."""
     pil = _pil()
     label = "the picture" if isinstance(source, bytes) else os.fspath(source)
@@ -259,7 +259,7 @@ def _opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Iterator
             warnings.simplefilter("error", pil.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                _check_size(*image.size, max_pixels, label)
+                _check_size(image.size[0], image.size[1], max_pixels, label)
                 yield image, label
     except FileNotFoundError as error:
         raise ImageError(f"{label}: does not exist; pass the path of a picture") from error

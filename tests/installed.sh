@@ -24,7 +24,7 @@ for heavy in torch diffusers transformers onnx onnxruntime; do
     [ ! -e "$SITE/$heavy" ] || { echo "$heavy must not come with base + cpu"; exit 1; }
 done
 
-"$BIN/python" -m pip install -qq --disable-pip-version-check -c constraints.txt pytest pytest-timeout hypothesis psutil
+"$BIN/python" -m pip install -qq --disable-pip-version-check -c constraints.txt pytest pytest-timeout hypothesis onnx psutil
 unset PYTHONPATH
 (cd "$WORK" && "$BIN/python" -I -c "import sfumato; assert sfumato.__file__.startswith('$SITE'), sfumato.__file__")
 PATH="$BIN:$PATH" "$BIN/pytest" -m 'not slow and not gpu' tests

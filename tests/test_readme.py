@@ -29,6 +29,7 @@ def commands() -> list[list[str]]:
 
 
 RUNNABLE = [words for words in commands() if words[0] == "sfumato" and words[1] != "export"]
+EXPORTS = [words for words in commands() if words[:2] == ["sfumato", "export"]]
 
 
 @pytest.fixture(params=["tiny", pytest.param("emoji", marks=pytest.mark.slow)])
@@ -66,11 +67,22 @@ def test_every_program_runs(checkout):
         subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=checkout, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("words", [w for w in commands() if w[:2] == ["sfumato", "export"]], ids=" ".join)
+@pytest.mark.parametrize("words", EXPORTS, ids=" ".join)
 def test_the_export_command_takes_these_options(words):
     command = [sys.executable, "-m", *words[:3], "--help"]
     known = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert [w for w in words if w.startswith("--") and f"{w} " not in known] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", EXPORTS, ids=" ".join)
+def test_the_export_command_runs(words, goldens, tmp_path):
+    pytest.importorskip("torch")
+    for suffix in ("ckpt", "yaml"):
+        (tmp_path / f"model.{suffix}").symlink_to(goldens.path(f"ldm_t2i_kl_xattn.{suffix}"))
+    for command in (words, ["sfumato", "verify", words[words.index("--out") + 1]]):
+        done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
 def test_every_make_target_exists():

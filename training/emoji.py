@@ -2,7 +2,8 @@
 
 Sources (npm): ``@iconify-json/noto`` (Apache-2.0) and ``@iconify-json/fluent-emoji-flat`` (MIT). Icons
 are SVG bodies under a name, and the name is the caption. Skin tones are left out everywhere; the
-text-to-picture model also leaves out pictures that no caption of a few words tells apart.
+text-to-picture model is trained on pictures of things alone: no people, faces, signs and flags, and
+none that no caption of a few words tells apart.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ SETS = ("noto", "fluent-emoji-flat")
 NPM_PACKAGES = ("@iconify-json/noto@1.2.9", "@iconify-json/fluent-emoji-flat@1.2.6")
 # Words that end captions of the flat set, so that the two styles can be asked for by name.
 STYLE = {"noto": "", "fluent-emoji-flat": "flat"}
+THINGS = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "Travel & Places")
 _TONE = re.compile(r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?(-|$)")
 _UNTOLD = re.compile(
     r"^(letter|digit|keycap|japanese|input|family|kiss|couple|people|left-facing-fist|right-facing-fist|\d+$)"
@@ -36,6 +38,7 @@ class Emoji:
     set: str
     name: str
     rgba: np.ndarray
+    category: str = ""
 
     @property
     def caption(self) -> str:
@@ -79,30 +82,36 @@ def load(root: Path, *, size: int = 64) -> list[Emoji]:
     cache = root / f"emoji-{size}.npz"
     if cache.exists():
         with np.load(cache) as data:
-            rows = zip(data["sets"], data["names"], data["pixels"], strict=True)
-            return [Emoji(str(s), str(n), p) for s, n, p in rows]
+            rows = zip(data["sets"], data["names"], data["pixels"], data["categories"], strict=True)
+            return [Emoji(str(s), str(n), p, str(c)) for s, n, p, c in rows]
     emoji = [
-        Emoji(set_name, name, _render(icon["body"], extent, size))
+        Emoji(set_name, name, _render(icon["body"], extent, size), category)
         for set_name in SETS
-        for name, icon, extent in _icons(root, set_name)
+        for name, icon, extent, category in _icons(root, set_name)
     ]
     np.savez_compressed(
         cache,
         sets=np.array([e.set for e in emoji]),
         names=np.array([e.name for e in emoji]),
         pixels=np.stack([e.rgba for e in emoji]),
+        categories=np.array([e.category for e in emoji]),
     )
     return emoji
 
 
-def _icons(root: Path, set_name: str) -> list[tuple[str, dict[str, Any], int]]:
-    path = root / "node_modules" / "@iconify-json" / set_name / "icons.json"
+def _icons(root: Path, set_name: str) -> list[tuple[str, dict[str, Any], int, str]]:
+    folder = root / "node_modules" / "@iconify-json" / set_name
+    path = folder / "icons.json"
     if not path.exists():
         packages = " ".join(NPM_PACKAGES)
         raise FileNotFoundError(f"{path} is missing; run: npm install --prefix {root} {packages}")
     icons = json.loads(path.read_text())
     extent = int(icons["width"])
-    return [(n, i, extent) for n, i in icons["icons"].items() if not _TONE.search(n)]
+    metadata = json.loads((folder / "metadata.json").read_text())
+    category = {name: c for c, names in metadata["categories"].items() for name in names}
+    return [
+        (name, icon, extent, category.get(name, "")) for name, icon in icons["icons"].items() if not _TONE.search(name)
+    ]
 
 
 def tellable(emoji: list[Emoji]) -> list[Emoji]:
@@ -116,6 +125,11 @@ def tellable(emoji: list[Emoji]) -> list[Emoji]:
         return (e.set, f"person-{tail}") in names or (e.set, tail) in names
 
     return [e for e in emoji if not _UNTOLD.search(e.name) and not twin(e)]
+
+
+def things(emoji: list[Emoji]) -> list[Emoji]:
+    """What the text-to-picture model is trained on: tellable pictures of animals, food, objects, places, sports."""
+    return [e for e in tellable(emoji) if e.category in THINGS]
 
 
 def over(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def evaluate(
     """
     options = options or {}
     everything = emoji.load(data)
-    training = [e for e in emoji.tellable(everything) if not e.held_out]
-    unseen = judge.unseen(emoji.tellable(everything))
+    training = [e for e in emoji.things(everything) if not e.held_out]
+    unseen = judge.unseen(emoji.things(everything))
     asked = {
         "training": judge.draw(training, count, np.random.default_rng((seed, 1))),
         "held_out": judge.draw(unseen, held_out_count or len(unseen), np.random.default_rng((seed, 2))),
@@ -162,7 +163,7 @@ def table(results: dict[str, Any]) -> str:
     training, held_out, codec = results["training"], results["held_out"], results["autoencoder"]
     limits, ceiling, others = results["near_copy"], results["ceiling"], results["training_pictures"]
     settings = {**results["defaults"], **results["options"]}
-    rows = [
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("captions asked", lambda r: str(r["captions"])),
         ("retrieves its own picture, top-1", lambda r: share(r["top1"])),
         ("top-5", lambda r: share(r["top5"])),

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engines.manifest import MANIFEST_NAME
 from ..networks.autoencoder import AutoencoderKL
 from . import captions, emoji
+from .text_states import packed_states
 from .train_autoencoder import CONFIG, EMBED_DIM
 from .trainer import pick_device
 
@@ -54,7 +56,7 @@ def main() -> None:
     """``python -m sfumato.training.prepare_latents --data … --text … --autoencoder … --out …``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with node_modules")
-    parser.add_argument("--text", type=Path, required=True, help="folder of the MiniLM encoder")
+    parser.add_argument("--text", type=Path, required=True, help="bundle with the packed MiniLM, or its folder")
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--coloured", type=int, default=2)
@@ -63,7 +65,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     device = pick_device()
-    pictures = [e for e in emoji.tellable(emoji.load(args.data)) if not e.held_out]
+    pictures = [e for e in emoji.things(emoji.load(args.data)) if not e.held_out]
     rows = captions.examples(pictures, np.random.default_rng(args.seed), coloured=args.coloured)
     model = AutoencoderKL(CONFIG, EMBED_DIM)
     model.load_state_dict(torch.load(args.autoencoder, weights_only=True)["ema"])
@@ -72,12 +74,18 @@ def main() -> None:
     logging.info("%d latents of %d pictures, std %.4f", len(z), len(pictures), float(z.std()))
     texts = sorted({r.caption for r in rows} | {""})
     where = {text: i for i, text in enumerate(texts)}
+    packed = (args.text / MANIFEST_NAME).exists()
+    states = (
+        torch.from_numpy(packed_states(args.text, texts, MAX_TOKENS))
+        if packed
+        else text_states(args.text, texts, device)
+    )
     beside = args.out.with_suffix(".tmp")
     torch.save(
         {
             "latents": (z / z.std()).half(),
             "scale_factor": float(1 / z.std()),
-            "states": text_states(args.text, texts, device),
+            "states": states,
             "caption": torch.tensor([where[r.caption] for r in rows]),
             "white": torch.tensor([r.background == "white" for r in rows]),
             "null": where[""],

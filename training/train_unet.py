@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..networks.unet import ResBlock, SpatialTransformer, UNet, UNetConfig
+from ..networks.transformer import SpatialTransformer
+from ..networks.unet import ResBlock, UNet, UNetConfig
 from .trainer import TrainOptions, pick_device, train
 
 CONFIG = UNetConfig(
@@ -98,7 +99,7 @@ def main() -> None:
         late = float(each[3 * count // 4 :].detach().mean())
         return each.mean(), {"loss": float(each.detach().mean()), "noisiest quarter": late}
 
-    options = TrainOptions(args.minutes, args.learning_rate, ema_decay=0.999)
+    options = TrainOptions(args.minutes, args.learning_rate, ema_decay=0.997)
     ends = [model.input_blocks[0][0].weight, model.out[2].weight]  # type: ignore[index,union-attr]
     train(model, loss_of, args.out, options, device=device, adam=ends)
 

@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ExportError
-from ...networks.autoencoder import AutoencoderKL, VQModelInterface
+from ...networks.autoencoder import AutoencoderKL
 from ...networks.bert import BERTConfig, BERTEmbedder
 from ...networks.checkpoint import build, ema_weights, read_checkpoint, section
 from ...networks.conditioners import ClassEmbedder, SpatialRescaler
 from ...networks.unet import UNet
+from ...networks.vq import VQModelInterface
 from ...runtime.systems.latent_settings import Conditioning, Defaults, LatentDiffusionSettings, Task
 from ..network import Network
 from . import parts
@@ -248,6 +249,6 @@ def _tokenizer(checkpoint: Path, tokenizer: Path | None) -> Path:
     if not path.is_file():
         raise ExportError(
             f"{checkpoint}: prompts need a tokenizer and {path} does not exist; "
-            "put the model's tokenizer.json there (CLIP's for Stable Diffusion, bert-base-uncased's with a BERTEmbedder)"
+            "put the model's tokenizer.json there (CLIP's, or bert-base-uncased's for a BERTEmbedder)"
         )
     return path

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ...networks.autoencoder import VectorQuantizer
 from ...networks.checkpoint import build, read_folder
+from ...networks.vq import VectorQuantizer
 from .diffusers_attention import write_out_attention
 
 __all__ = ["ContextUNet", "FolderDecoder", "FolderEncoder", "PlainUNet", "bert_names", "unet_loader", "vae_loader"]

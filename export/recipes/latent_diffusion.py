@@ -16,9 +16,10 @@ from ...engines.bundle import Bundle
 from ...engines.manifest import ScheduleSpec
 from ...engines.precision import Precision
 from ...errors import CheckpointError, ExportError
-from ...networks.autoencoder import AutoencoderKL, VQModelInterface
+from ...networks.autoencoder import AutoencoderKL
 from ...networks.conditioners import ClassEmbedder, SpatialRescaler
 from ...networks.unet import UNet
+from ...networks.vq import VQModelInterface
 from ...runtime.systems.latent_settings import LatentDiffusionSettings
 from ..assemble import UNSTATED, assemble
 from ..network import Network

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ...engines.binding import Binding, Dimension
-from ...networks.autoencoder import AutoencoderKL, VQModelInterface
+from ...networks.autoencoder import AutoencoderKL
+from ...networks.vq import VQModelInterface
 from ..network import Network, codes, image, integers, timesteps
 
 __all__ = [

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -128,7 +128,7 @@ class Call:
 
     def reconstruct(self, latents: Array) -> Array:
         """The picture uint8 (H, W, 3) of latents (1, C, h, w)."""
-        return pictures.from_float(self.first_stage.decode(latents), official=self.plan.official)[0]
+        return np.asarray(pictures.from_float(self.first_stage.decode(latents), official=self.plan.official)[0])
 
     def _engine(self, name: str) -> Engine:
         engine = self._engines.get(name)
@@ -144,7 +144,7 @@ class Call:
             self.models.prediction,
             concat=condition.channels(rows),
             learned_variance=self.models.learned_variance,
-            **condition.feeds(rows, guided=guided),
+            **cast("dict[str, Any]", condition.feeds(rows, guided=guided)),
         )
         return ClassifierFree(denoiser, self.plan.guidance_scale) if guided else denoiser
 

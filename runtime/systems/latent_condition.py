@@ -171,8 +171,9 @@ class ConditionEncoder:
         labels = list(label) if isinstance(label, (list, tuple, range, np.ndarray)) else [label]
         for item in labels:
             whole = isinstance(item, (int, np.integer)) and not isinstance(item, bool)
-            if not whole or item < 0 or (null_class is not None and item > null_class):
-                limit = "0 or more" if null_class is None else f"0 to {null_class}"
+            # Published models put the null class last; engines would read past the table without a word.
+            if not whole or item < 0 or (null_class and item > null_class):
+                limit = f"0 to {null_class}" if null_class else "0 or more"
                 raise ParameterError(f"label is {item!r}, need a whole number, {limit}; pass such a one")
         if not labels:
             raise ParameterError("label is an empty list; pass one or more")

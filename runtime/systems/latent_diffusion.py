@@ -140,7 +140,7 @@ class LatentDiffusion(Verbs):
             self.refuse("generate", f"its task is {self.settings.task!r}")
         plan = make_plan(options, self.settings.defaults, self.models.schedule)
         if segmentation is not None and size is None:
-            size = np.shape(segmentation)[-2:]  # type: ignore[assignment]
+            size = np.shape(segmentation)[-2:]
         height, width = check_size(self.models, size or self.settings.image_size, tile=plan.tile)
         call = Call(self.models, plan)
         given = Given(prompt, negative_prompt, label, tokens, segmentation)

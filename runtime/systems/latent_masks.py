@@ -58,12 +58,13 @@ class Hole:
 
     def masked(self) -> Array:
         """float32 (1, 3, H, W): the picture in [-1, 1] with the hole at -1."""
-        return np.where(self.mask, np.float32(-1), self.frame.tensor())
+        return np.asarray(np.where(self.mask, np.float32(-1), self.frame.tensor()))
 
     def channel(self) -> Array:
         """float32 (1, 1, h, w): the mask in [-1, 1] at the latents' size, by nearest neighbour."""
         size = (self.mask.shape[0] // self.factor, self.mask.shape[1] // self.factor)
-        return resize_mask(self.mask, size).astype(np.float32)[None, None] * np.float32(2) - np.float32(1)
+        small = resize_mask(self.mask, size)[None, None]
+        return np.asarray(np.where(small, np.float32(1), np.float32(-1)))
 
     def fill(self, images: Array, *, paste: bool, official: bool) -> Array:
         """Decoded pictures float32 (B, 3, H, W) -> uint8 (B, H, W, 3), with the known pixels put back if `paste`.
@@ -74,9 +75,10 @@ class Hole:
         if not paste:
             made = from_float(images, official=official)
         elif official:
-            known = np.float32(1) - self.mask.astype(np.float32)
-            picture = np.moveaxis(self.frame.padded, -1, 0).astype(np.float32) / np.float32(255)
-            mixed = known * picture + (1 - known) * np.clip((images + np.float32(1)) / np.float32(2), 0, 1)
+            one, two = np.float32(1), np.float32(2)
+            hole = self.mask.astype(np.float32)
+            picture, filling = (np.clip((x + one) / two, 0, 1) for x in (self.frame.tensor(), images))
+            mixed = (one - hole) * picture + hole * filling
             made = np.moveaxis((mixed * np.float32(255)).astype(np.uint8), 1, -1)
         else:
             made = np.where(self.mask[..., None], from_float(images), self.frame.padded)

@@ -8,6 +8,7 @@ from ...engines.binding import Array
 from ...engines.engine import Engine
 from ...engines.manifest import Manifest
 from ...errors import ManifestError, ParameterError
+from ..denoiser import PredictionKind
 from ..schedule import Schedule
 from ..tokenizer import Tokenizer
 from .first_stage import ColorMap, fit_colors
@@ -49,7 +50,7 @@ class Models:
                     f"$.networks: lacks {name!r}, which latent diffusion needs; export the bundle again"
                 )
         self.schedule = schedule
-        self.prediction = manifest.schedule.prediction
+        self.prediction: PredictionKind = manifest.schedule.prediction
         self.learned_variance = manifest.schedule.learned_variance
         self._open = open_network
         self._engines: dict[str, Engine] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from time import perf_counter
 from types import TracebackType
@@ -40,7 +40,7 @@ class Timings:
         self._seconds.setdefault(stage, []).append(seconds)
 
     @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
+    def measure(self, stage: str) -> Generator[None]:
         """Count the body of a ``with`` as one run of `stage`."""
         start = perf_counter()
         try:

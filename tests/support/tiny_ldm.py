@@ -1,4 +1,4 @@
-"""A whole latent-diffusion bundle of a few hundred weights, written without torch, for tests of the command and examples."""
+"""A whole latent-diffusion bundle of a few hundred weights, written without torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import save as to_bytes
+
 from sfumato.engines.binding import Binding, Dimension
 from sfumato.engines.bundle import Bundle, BundleWriter
 from sfumato.engines.manifest import Manifest, NetworkSpec, ScheduleSpec

@@ -52,10 +52,25 @@ def test_a_name_is_held_out_in_both_sets_or_in_none_and_one_in_twenty_is():
 
 def test_pictures_come_from_the_cache_without_the_packages(tmp_path):
     pixels = np.arange(2 * 16, dtype=np.uint8).reshape(2, 2, 2, 4)
-    np.savez(tmp_path / "emoji-2.npz", sets=["noto", "noto"], names=["axe", "owl"], pixels=pixels)
+    categories = ["Objects", "Animals & Nature"]
+    np.savez(
+        tmp_path / "emoji-2.npz",
+        sets=["noto", "noto"],
+        names=["axe", "owl"],
+        pixels=pixels,
+        categories=categories,
+    )
     axe, owl = emoji.load(tmp_path, size=2)
     assert (axe.caption, owl.name) == ("axe", "owl")
     np.testing.assert_array_equal(owl.rgba, pixels[1])
+    assert [axe.category, owl.category] == categories
+
+
+def test_things_are_neither_people_nor_signs():
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    names = {"owl": "Animals & Nature", "cook": "People & Body", "axe": "Objects", "minus": "Symbols", "x": ""}
+    pictures = [Emoji("noto", name, rgba, category) for name, category in names.items()]
+    assert [e.name for e in emoji.things(pictures)] == ["owl", "axe"]
 
 
 def test_missing_packages_are_told_with_the_command_that_brings_them(tmp_path):

@@ -1,0 +1,233 @@
+"""Tiny pipelines with random weights, saved as diffusers saves the real ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+TOKENS = 12
+WIDTH = 16
+
+
+def _index(folder: Path, name: str, **parts: tuple[str, str]) -> None:
+    index = {"_class_name": name, "_diffusers_version": "0.42.1", **{k: list(v) for k, v in parts.items()}}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def _scheduler(folder: Path, **changes: object) -> None:
+    from diffusers import DDIMScheduler
+
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    DDIMScheduler(**{**config, "set_alpha_to_one": False, "steps_offset": 1, **changes}).save_pretrained(
+        folder / "scheduler"
+    )
+
+
+def _clip(folder: Path, *, act: str, pad: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=64,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        hidden_act=act,
+        bos_token_id=62,
+        eos_token_id=63,
+        pad_token_id=0,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    letters = [chr(97 + i) for i in range(26)]
+    words = ["!", *letters, *(f"{letter}</w>" for letter in letters)]
+    words += [f"<{i}>" for i in range(62 - len(words))] + ["<|startoftext|>", "<|endoftext|>"]
+    library = Tokenizer(
+        models.BPE(
+            {word: i for i, word in enumerate(words)}, [], unk_token="<|endoftext|>", end_of_word_suffix="</w>"
+        )
+    )
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    out = folder / "tokenizer"
+    out.mkdir()
+    library.save(str(out / "tokenizer.json"))
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    tokenizer = {**special, "pad_token": pad, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TOKENS}
+    (out / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+
+def _conditional_unet(folder: Path, *, linear: bool, heads: object, channels: tuple[int, ...] = (32,)) -> None:
+    from diffusers import UNet2DConditionModel
+
+    levels = len(channels)
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=heads,
+        use_linear_projection=linear,
+    ).save_pretrained(folder / "unet")
+
+
+def _kl(folder: Path, name: str = "vae") -> None:
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=16,
+    ).save_pretrained(folder / name)
+
+
+def _vq(folder: Path) -> None:
+    from diffusers import VQModel
+
+    model = VQModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        num_vq_embeddings=16,
+        sample_size=16,
+    )
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    model.save_pretrained(folder / "vqvae")
+
+
+def _plain_unet(folder: Path, channels: int) -> None:
+    from diffusers import UNet2DModel
+
+    UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=3,
+        block_out_channels=(32,),
+        layers_per_block=1,
+        down_block_types=("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",),
+        attention_head_dim=8,
+    ).save_pretrained(folder / "unet")
+
+
+def stable_diffusion_1(folder: Path) -> Path:
+    torch.manual_seed(1)
+    folder.mkdir()
+    _conditional_unet(folder, linear=False, heads=4, channels=(32, 64))
+    _kl(folder)
+    _clip(folder, act="quick_gelu", pad="<|endoftext|>")
+    _scheduler(folder)
+    _index(
+        folder,
+        "StableDiffusionPipeline",
+        vae=("diffusers", "AutoencoderKL"),
+        text_encoder=("transformers", "CLIPTextModel"),
+        tokenizer=("transformers", "CLIPTokenizer"),
+        unet=("diffusers", "UNet2DConditionModel"),
+        scheduler=("diffusers", "PNDMScheduler"),
+    )
+    return folder
+
+
+def stable_diffusion_2(folder: Path) -> Path:
+    torch.manual_seed(2)
+    folder.mkdir()
+    _conditional_unet(folder, linear=True, heads=[4])
+    _kl(folder)
+    _clip(folder, act="gelu", pad="!")
+    _scheduler(folder, prediction_type="v_prediction")
+    _index(
+        folder,
+        "StableDiffusionPipeline",
+        vae=("diffusers", "AutoencoderKL"),
+        text_encoder=("transformers", "CLIPTextModel"),
+        tokenizer=("transformers", "CLIPTokenizer"),
+        unet=("diffusers", "UNet2DConditionModel"),
+        scheduler=("diffusers", "DDIMScheduler"),
+    )
+    return folder
+
+
+def ldm_text(folder: Path) -> Path:
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    torch.manual_seed(3)
+    folder.mkdir()
+    _conditional_unet(folder, linear=False, heads=4)
+    _kl(folder, "vqvae")
+    config = LDMBertConfig(
+        vocab_size=64,
+        max_position_embeddings=TOKENS,
+        encoder_layers=2,
+        encoder_ffn_dim=64,
+        encoder_attention_heads=2,
+        head_dim=8,
+        d_model=WIDTH,
+    )
+    LDMBertModel(config).save_pretrained(folder / "bert")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(chr(97 + i) for i in range(26))]
+    library = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    out = folder / "tokenizer"
+    out.mkdir()
+    library.save(str(out / "tokenizer.json"))
+    special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    (out / "tokenizer_config.json").write_text(
+        json.dumps({**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TOKENS})
+    )
+    _scheduler(folder)
+    _index(
+        folder,
+        "LDMTextToImagePipeline",
+        vqvae=("diffusers", "AutoencoderKL"),
+        bert=("latent_diffusion", "LDMBertModel"),
+        tokenizer=("transformers", "BertTokenizer"),
+        unet=("diffusers", "UNet2DConditionModel"),
+        scheduler=("diffusers", "DDIMScheduler"),
+    )
+    return folder
+
+
+def ldm_unconditional(folder: Path) -> Path:
+    torch.manual_seed(4)
+    folder.mkdir()
+    _plain_unet(folder, 3)
+    _vq(folder)
+    _scheduler(folder, beta_start=0.0015, beta_end=0.0195)
+    _index(
+        folder,
+        "LDMPipeline",
+        vqvae=("diffusers", "VQModel"),
+        unet=("diffusers", "UNet2DModel"),
+        scheduler=("diffusers", "DDIMScheduler"),
+    )
+    return folder
+
+
+def ldm_super_resolution(folder: Path) -> Path:
+    torch.manual_seed(5)
+    folder.mkdir()
+    _plain_unet(folder, 6)
+    _vq(folder)
+    _scheduler(folder, beta_start=0.0015, beta_end=0.0155)
+    _index(
+        folder,
+        "LDMSuperResolutionPipeline",
+        vqvae=("diffusers", "VQModel"),
+        unet=("diffusers", "UNet2DModel"),
+        scheduler=("diffusers", "DDIMScheduler"),
+    )
+    return folder
