@@ -19,11 +19,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench import STEPS, Bench, Clock
 from export_memory import make_folder, measure_export
 from lean import measure_imports
 from models import FULL, QUICK
 from report import Results, default_folder
-from rounds import STEPS, Bench, Clock, measure_runs, measure_steps
+from rounds import measure_runs, measure_steps
 from workers import WorkerFailed
 
 log = logging.getLogger("benchmark")

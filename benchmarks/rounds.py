@@ -3,117 +3,24 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from bench import ANCHOR, STEPS, Bench, groups, memory_available
 from numpy.typing import NDArray
-from workers import Worker, WorkerFailed, physical_cores
+from workers import Worker, WorkerFailed
 
-__all__ = ["Bench", "Clock", "groups", "measure_runs", "measure_steps", "memory_available"]
+__all__ = ["measure_runs", "measure_steps"]
 
 log = logging.getLogger(__name__)
 
-ANCHOR = "sfumato"
-STEPS = {ANCHOR: 4.0, "onnxruntime": 4.2, "torch_fp32": 4.0, "torch_bf16": 2.2, "torch_bf16_compiled": 5.0}
-"""Variants of one step, with the gigabytes that each holds at full size while it waits."""
 RUNS = ("run_sfumato", "run_bf16", "run_fp32")
-SPARE_GB = 1.0
 SETTLE = 0.1
 """Seconds between turns: thread pools spin for some milliseconds after their last work, then sleep."""
-
-
-class Clock:
-    """Counts down from `minutes`."""
-
-    def __init__(self, minutes: float) -> None:
-        self._end = time.monotonic() + 60 * minutes
-
-    def left(self) -> float:
-        """Seconds left, negative when over."""
-        return self._end - time.monotonic()
-
-
-@dataclass
-class Bench:
-    """What every part of the benchmark needs.
-
-    Arguments:
-        folder: The diffusers folder.
-        bundle: The bundle made of it; None if the export failed, which fails sfumato's variants.
-        work: For logs and outputs.
-        quick: Tiny networks.
-        clock: Time left.
-        rounds: Most rounds.
-        compile_limit: Seconds that torch.compile may take for one size.
-        reserve: Seconds of the clock to keep for later parts.
-        threads: Threads of every variant.
-    """
-
-    folder: Path
-    bundle: Path | None
-    work: Path
-    quick: bool
-    clock: Clock
-    rounds: int
-    compile_limit: float = 200.0
-    reserve: float = 0.0
-    threads: int = field(default_factory=physical_cores)
-
-    def left(self) -> float:
-        """Seconds that the present part may still take."""
-        return self.clock.left() - self.reserve
-
-    def open(self, kind: str, stack: ExitStack, **extra: Any) -> tuple[Worker, dict[str, Any]]:
-        """A loaded worker and its answer."""
-        if self.bundle is None and kind in (ANCHOR, "onnxruntime", "run_sfumato"):
-            raise WorkerFailed("no bundle, the export failed")
-        if kind.endswith("compiled") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            raise WorkerFailed("no C++ compiler on this machine")
-        worker = stack.enter_context(Worker(kind, self.work / f"{kind}.log", self.threads))
-        try:
-            answer = worker.ask(
-                "load", limit=180, watch=True, folder=str(self.folder), bundle=str(self.bundle), **extra
-            )
-        except WorkerFailed:
-            worker.close()
-            raise
-        return worker, answer
-
-
-def memory_available() -> float:
-    """Gigabytes that new processes may take without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024 / 1e9
-    return 0.0
-
-
-def groups(variants: Sequence[str], need: Mapping[str, float], available: float) -> list[list[str]]:
-    """`variants` in groups that fit in memory at once, the first variant in every one of them.
-
-    Arguments:
-        variants: The anchor, then the others.
-        need: Gigabytes of each.
-        available: Gigabytes there are.
-    """
-    anchor, *others = variants
-    room = available - SPARE_GB - need[anchor]
-    result: list[list[str]] = [[anchor]]
-    left = room
-    for name in others:
-        if need[name] > left and len(result[-1]) > 1:
-            result.append([anchor])
-            left = room
-        result[-1].append(name)
-        left -= need[name]
-    return result
 
 
 def measure_steps(
@@ -263,8 +170,8 @@ def _summarise(part: dict[str, Any], times: Mapping[str, list[float]], anchor: s
     ours = times.get(anchor)
     for kind, values in times.items():
         result = part["variants"][kind]
-        if not values or (kind == anchor and result.get("n", 0) > len(values)):
-            continue  # the anchor keeps the group in which it ran most
+        if not values or (kind == anchor and result.get("n", 0) >= len(values)):
+            continue  # the anchor is shown as in its first group
         result |= {"fastest": min(values), "median": median(values), "n": len(values)}
         comparable = result.get("steps") == part["variants"].get(anchor, {}).get("steps")
         if ours and comparable:

@@ -65,13 +65,22 @@ class EngineStep(_Step):
         """Open the engine; its precision and the seconds taken."""
         begin = time.perf_counter()
         from sfumato.engines.bundle import Bundle
-        from sfumato.engines.engine import open_engine
 
         self._quick = quick
-        self._engine = open_engine(Bundle.open(bundle), "unet", backend=self._backend)
+        self._bundle = Bundle.open(bundle)
+        self._engine = self._open()
         return {"seconds": time.perf_counter() - begin, "precision": self._engine.precision}
 
+    def _open(self) -> Any:
+        from sfumato.engines.engine import open_engine
+
+        return open_engine(self._bundle, "unet", backend=self._backend)
+
     def _shape(self, latents: int) -> None:
+        if self._index:
+            # An engine keeps what it compiled for earlier shapes; here that would be a second set of weights in memory.
+            self._engine.close()
+            self._engine = self._open()
         self._x, self._context = unet_inputs(QUICK if self._quick else FULL, latents)
         self._t = np.empty(2, np.float32)
 

@@ -27,7 +27,8 @@ def clean(model: ir.Model) -> None:
     _transpose_weights(model)
     optimizer.optimize_ir(model)
     passes.ClearMetadataAndDocStringPass()(model)
-    for function in (model.graph, *model.functions.values()):
+    functions: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for function in functions:
         function.metadata_props.clear()
         for node in function:
             node.metadata_props.clear()
@@ -37,6 +38,11 @@ def clean(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.doc_string = None
     model.graph.name = "network"
+
+
+def _extents(tensor: ir.TensorProtocol) -> list[int]:
+    """The shape of a weight, which has no symbolic dimensions."""
+    return [n for n in tensor.shape if isinstance(n, int)]
 
 
 def _lazy(
@@ -52,7 +58,7 @@ def _replace(graph: ir.Graph, value: ir.Value, name: str, tensor: ir.TensorProto
     """A new initializer in place of the weight `value`, which must have no users left."""
     if value.name is not None:
         graph.initializers.pop(value.name)
-    fresh = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    fresh = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(_extents(tensor)), const_value=tensor)
     graph.register_initializer(fresh)
     return fresh
 
@@ -67,7 +73,7 @@ def _transpose_weights(model: ir.Model) -> None:
         if len(source.uses()) > 1:  # tied to a table, say; engines fold it
             continue
         perm = node.attributes.get_ints("perm") or tuple(reversed(range(len(source.const_value.shape))))
-        extents = [int(source.const_value.shape[axis]) for axis in perm]
+        extents = [_extents(source.const_value)[axis] for axis in perm]
         tensor = _lazy(source.const_value, source.const_value.dtype, lambda a, p=tuple(perm): a.transpose(p), extents)  # type: ignore[misc]
         name, output = str(source.name), node.outputs[0]
         node.replace_input_with(0, None)
@@ -96,7 +102,7 @@ def _large_weights(model: ir.Model) -> list[ir.Value]:
         and v.const_value.dtype == ir.DataType.FLOAT
         and v.const_value.size >= SMALL
         and len(v.const_value.shape) >= 2
-        and sum(n > 1 for n in v.const_value.shape) >= 2  # not a bias spread over axes
+        and sum(n > 1 for n in _extents(v.const_value)) >= 2  # not a bias spread over axes
     ]
 
 
@@ -117,7 +123,7 @@ def store(model: ir.Model, precision: Precision) -> tuple[str, ...]:
             continue
         dtype = _TYPES[precision]
         numpy_type = dtype.numpy()
-        small = _lazy(tensor, dtype, lambda a, t=numpy_type: a.astype(t), [int(n) for n in tensor.shape])  # type: ignore[misc]
+        small = _lazy(tensor, dtype, lambda a, t=numpy_type: a.astype(t), _extents(tensor))  # type: ignore[misc]
         _behind(model.graph, value, small, "Cast", [], {"to": ir.DataType.FLOAT})
     return tuple(kept)
 
@@ -191,7 +197,7 @@ def _behind(
     name = str(value.name)
     users = [(node, index) for node, index in value.uses()]
     first = min((node for node, _ in users), key=_order(graph))
-    fresh = ir.Value(name=name, type=ir.TensorType(stored.dtype), shape=stored.shape, const_value=stored)
+    fresh = ir.Value(name=name, type=ir.TensorType(stored.dtype), shape=ir.Shape(_extents(stored)), const_value=stored)
     node = ir.node(op_type, [fresh, *extra], attributes=attributes, name=f"{name}/float32")
     output = node.outputs[0]
     output.name = f"{name}/float32"

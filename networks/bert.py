@@ -11,7 +11,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -73,7 +75,7 @@ class _Layers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            norm, block = layer  # type: ignore[misc]
+            norm, block = cast("Iterable[nn.Module]", layer)
             x = block(norm(x)) + x
         return x
 

@@ -84,8 +84,7 @@ class SpatialTransformer(nn.Module):
         self.norm = group_norm(channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(channels, heads, channels // heads, context_dim)
-            for _ in range(depth)
+            BasicTransformerBlock(channels, heads, channels // heads, context_dim) for _ in range(depth)
         )
         self.proj_out = nn.Conv2d(channels, channels, 1)
 

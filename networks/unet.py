@@ -88,9 +88,7 @@ class ResBlock(nn.Module):
         self.resample = resample
         self.film = config.use_scale_shift_norm
         width = 2 * out_channels if self.film else out_channels
-        self.in_layers = nn.Sequential(
-            group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
+        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, width))
         self.out_layers = nn.Sequential(
             group_norm(out_channels),
@@ -98,9 +96,7 @@ class ResBlock(nn.Module):
             nn.Dropout(config.dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        self.skip_connection = (
-            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
-        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == 1.0:
@@ -226,11 +222,7 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stage(*layers))
                 skips.append(ch)
             if level != len(config.channel_mult) - 1:
-                down = (
-                    res(ch, ch, 0.5)
-                    if config.resblock_updown
-                    else Downsample(ch, conv=config.conv_resample)
-                )
+                down = res(ch, ch, 0.5) if config.resblock_updown else Downsample(ch, conv=config.conv_resample)
                 self.input_blocks.append(Stage(down))
                 skips.append(ch)
                 ds *= 2
@@ -245,23 +237,17 @@ class UNet(nn.Module):
                     layers.append(self._attention(ch, up=True))
                 if level and index == config.num_res_blocks:
                     layers.append(
-                        res(ch, ch, 2.0)
-                        if config.resblock_updown
-                        else Upsample(ch, conv=config.conv_resample)
+                        res(ch, ch, 2.0) if config.resblock_updown else Upsample(ch, conv=config.conv_resample)
                     )
                     ds //= 2
                 self.output_blocks.append(Stage(*layers))
-        self.out = nn.Sequential(
-            group_norm(ch), nn.SiLU(), nn.Conv2d(ch, config.out_channels, 3, padding=1)
-        )
+        self.out = nn.Sequential(group_norm(ch), nn.SiLU(), nn.Conv2d(ch, config.out_channels, 3, padding=1))
 
     def _attention(self, channels: int, *, up: bool = False) -> nn.Module:
         config = self.config
         if config.use_spatial_transformer:
             heads = config.heads(channels)
-            return SpatialTransformer(
-                channels, heads, config.transformer_depth, config.context_dim
-            )
+            return SpatialTransformer(channels, heads, config.transformer_depth, config.context_dim)
         heads = config.heads(channels, up=up)
         return AttentionBlock(channels, heads, new_order=config.use_new_attention_order)
 

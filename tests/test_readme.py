@@ -81,7 +81,8 @@ def test_the_export_command_runs(words, goldens, tmp_path):
     for suffix in ("ckpt", "yaml"):
         (tmp_path / f"model.{suffix}").symlink_to(goldens.path(f"ldm_t2i_kl_xattn.{suffix}"))
     for command in (words, ["sfumato", "verify", words[words.index("--out") + 1]]):
-        done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        line = [sys.executable, "-m", *command]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 

@@ -121,7 +121,8 @@ class DinoV2:
         name = self._session.get_inputs()[0].name
         token, patches = [np.zeros((0, 384), np.float32)], [np.zeros((0, 384), np.float32)]
         for start in range(0, len(images), self.batch):
-            (tokens,) = self._session.run(None, {name: prepare(images[start : start + self.batch])})
+            (output,) = self._session.run(None, {name: prepare(images[start : start + self.batch])})
+            tokens = np.asarray(output)
             token.append(tokens[:, 0])
             patches.append(tokens[:, 1:].mean(axis=1))
         return Features(np.concatenate(token), np.concatenate(patches))

@@ -62,23 +62,23 @@ class MuonAdamW(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(rule(p, group), alpha=-group["lr"])
+                    p.add_(rule(p, p.grad, group), alpha=-group["lr"])
 
-    def _muon(self, p: Tensor, group: dict[str, float]) -> Tensor:
+    def _muon(self, p: Tensor, grad: Tensor, group: dict[str, float]) -> Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        update = torch.lerp(p.grad, momentum, group["momentum"]).flatten(1)
+        momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
+        update = torch.lerp(grad, momentum, group["momentum"]).flatten(1)
         return 0.2 * max(update.shape) ** 0.5 * orthogonalized(update).view_as(p)
 
-    def _adamw(self, p: Tensor, group: dict[str, tuple[float, float]]) -> Tensor:
+    def _adamw(self, p: Tensor, grad: Tensor, group: dict[str, tuple[float, float]]) -> Tensor:
         state, (beta1, beta2) = self.state[p], group["betas"]
         if not state:
             state["step"] = torch.zeros(())
             state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
         state["step"] += 1
         n = float(state["step"])
-        mean = state["mean"].lerp_(p.grad, 1 - beta1) / (1 - beta1**n)
-        square = state["square"].lerp_(p.grad.square(), 1 - beta2) / (1 - beta2**n)
+        mean = state["mean"].lerp_(grad, 1 - beta1) / (1 - beta1**n)
+        square = state["square"].lerp_(grad.square(), 1 - beta2) / (1 - beta2**n)
         return mean / (square.sqrt() + 1e-8)

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ def text_states(model_dir: Path, texts: list[str], device: torch.device) -> Tens
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.enable_padding(length=MAX_TOKENS)
-    model = BertModel.from_pretrained(model_dir, local_files_only=True).to(device).eval()
+    model: Any = BertModel.from_pretrained(model_dir, local_files_only=True)
+    model.to(device).eval()
     out = torch.empty(len(texts), MAX_TOKENS, 384, dtype=torch.float16)
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
         for start in range(0, len(texts), 128):

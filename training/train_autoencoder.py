@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def start_near_identity(model: AutoencoderKL) -> None:
     """Shrinks every residual branch, so that a short run starts from a nearly linear codec."""
     for module in model.modules():
         if isinstance(module, ResnetBlock):
-            nn.init.zeros_(module.conv2.bias)
+            nn.init.zeros_(cast(Tensor, module.conv2.bias))
             module.conv2.weight.data.mul_(0.1)
         elif isinstance(module, AttnBlock):
             nn.init.zeros_(module.proj_out.weight)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..networks.transformer import SpatialTransformer
@@ -40,15 +42,19 @@ def alphas_bar() -> Tensor:
     return torch.cumprod(1 - roots**2, dim=0)
 
 
+def _zero(weights: Iterable[Tensor]) -> None:
+    for weight in weights:
+        nn.init.zeros_(weight)
+
+
 def start_at_zero(model: UNet) -> None:
     """Zeroes the last layer of every residual branch and of the network, as the original does."""
     for module in model.modules():
         if isinstance(module, ResBlock):
-            torch.nn.init.zeros_(module.out_layers[3].weight)
-            torch.nn.init.zeros_(module.out_layers[3].bias)
+            _zero(module.out_layers[3].parameters())
         elif isinstance(module, SpatialTransformer):
-            torch.nn.init.zeros_(module.proj_out.weight)
-    torch.nn.init.zeros_(model.out[2].weight)
+            _zero([module.proj_out.weight])
+    _zero([cast(nn.Conv2d, model.out[2]).weight])
 
 
 def main() -> None:
@@ -100,7 +106,7 @@ def main() -> None:
         return each.mean(), {"loss": float(each.detach().mean()), "noisiest quarter": late}
 
     options = TrainOptions(args.minutes, args.learning_rate, ema_decay=0.997)
-    ends = [model.input_blocks[0][0].weight, model.out[2].weight]  # type: ignore[index,union-attr]
+    ends = [model.input_blocks[0][0].weight, model.out[2].weight]
     train(model, loss_of, args.out, options, device=device, adam=ends)
 
 

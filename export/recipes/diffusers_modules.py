@@ -66,8 +66,9 @@ class FolderDecoder(nn.Module):
         if kind == "vq":
             table = vae.quantize.embedding.weight
             with torch.device("meta"):
-                self.quantize = VectorQuantizer(*table.shape)
-            self.quantize.embedding.weight = table
+                quantize = VectorQuantizer(*table.shape)
+            quantize.embedding.weight = table
+            self.quantize = quantize
 
     @property
     def table(self) -> Tensor | None:

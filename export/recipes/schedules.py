@@ -13,6 +13,7 @@ from torch import Tensor
 from ...engines.binding import Array
 from ...engines.manifest import Betas, PredictionKind, ScheduleSpec
 from ...errors import CheckpointError
+from ...runtime.betas import named_betas
 from ...runtime.schedule import Schedule
 from ..assemble import schedule_file
 from .published import Published
@@ -104,9 +105,8 @@ def _law(buffer: Array, prediction: PredictionKind) -> ScheduleSpec | None:
         first, last = (start, end) if name != "sqrt" else (start**2, end**2)
         if not (name == "cosine" or 0 < first <= last < 1):
             continue
-        spec = ScheduleSpec(name, len(buffer), first, last, prediction)
-        if np.allclose(Schedule.from_spec(spec).betas, buffer, rtol=2e-6, atol=0):
-            return spec
+        if np.allclose(named_betas(name, len(buffer), first, last), buffer, rtol=2e-6, atol=0):
+            return ScheduleSpec(name, len(buffer), first, last, prediction)
     return None
 
 

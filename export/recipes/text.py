@@ -102,5 +102,5 @@ def _config(folder: Path) -> Any:
     if fields.get("model_type") != "bert":
         raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, need 'bert'")
     config = BertConfig(**fields)
-    config._attn_implementation = "eager"
+    config._attn_implementation = "eager"  # pyright: ignore[reportPrivateUsage]
     return config

@@ -54,7 +54,8 @@ class Hole:
         """float32 (1, 1, h, w): 1 where no pixel of a latent is in the hole, 0 elsewhere (the samplers' mask)."""
         height, width = (n // self.factor for n in self.mask.shape)
         blocks = self.mask.reshape(height, self.factor, width, self.factor)
-        return (~blocks.any(axis=(1, 3))).astype(np.float32)[None, None]
+        known: Array = np.where(blocks.any(axis=(1, 3)), np.float32(0), np.float32(1))
+        return known[None, None]
 
     def masked(self) -> Array:
         """float32 (1, 3, H, W): the picture in [-1, 1] with the hole at -1."""

@@ -50,9 +50,7 @@ def _clip(folder: Path, *, act: str, pad: str) -> None:
     words = ["!", *letters, *(f"{letter}</w>" for letter in letters)]
     words += [f"<{i}>" for i in range(62 - len(words))] + ["<|startoftext|>", "<|endoftext|>"]
     library = Tokenizer(
-        models.BPE(
-            {word: i for i, word in enumerate(words)}, [], unk_token="<|endoftext|>", end_of_word_suffix="</w>"
-        )
+        models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<|endoftext|>", end_of_word_suffix="</w>")
     )
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     out = folder / "tokenizer"
