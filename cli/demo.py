@@ -25,10 +25,10 @@ __all__ = ["PROMPTS", "command"]
 PROMPTS = (
     "red apple",
     "smiling face with sunglasses",
-    "rocket",
+    "rocket on a light blue background",
     "cat face",
     "sunflower",
-    "hamburger",
+    "hamburger on a yellow background",
     "red heart",
     "octopus, flat",
 )

@@ -184,7 +184,7 @@ class OpenVinoEngine:
         if self._model is None:
             graph: Path = self._bundle.file(self.spec.graph)
             self._model = self._core.read_model(graph)
-            check_graph(self.spec, "OpenVINO", _ports(self._model))
+            check_graph(self.spec, "OpenVINO", _ports(self._model, self.spec))
             _keep_compressed(self._model)
         model = self._model.clone()
         model.reshape(
@@ -204,7 +204,7 @@ class OpenVinoEngine:
     def _prepare(self, model: Any, payload: Array | None) -> _Compiled:
         import openvino
 
-        check_graph(self.spec, "OpenVINO", _ports(model))
+        check_graph(self.spec, "OpenVINO", _ports(model, self.spec))
         request = model.create_infer_request()
         outputs: dict[str, Array | None] = {}
         ports: dict[str, Any] = {}
@@ -277,14 +277,17 @@ def _port(ports: Iterable[Any], name: str) -> Any:
     return next(port for port in ports if name in port.get_names())
 
 
-def _ports(model: Any) -> dict[str, Sequence[tuple[str, str, int | None]]]:
-    return {"input": [_facts(p) for p in model.inputs], "output": [_facts(p) for p in model.outputs]}
+def _ports(model: Any, spec: NetworkSpec) -> dict[str, Sequence[tuple[str, str, int | None]]]:
+    known = {binding.name for binding in (*spec.inputs, *spec.outputs)}
+    return {"input": [_facts(p, known) for p in model.inputs], "output": [_facts(p, known) for p in model.outputs]}
 
 
-def _facts(port: Any) -> tuple[str, str, int | None]:
+def _facts(port: Any, known: set[str]) -> tuple[str, str, int | None]:
     kind = str(port.get_element_type().get_type_name())
     rank = port.partial_shape.rank
-    return port.get_any_name(), _DTYPES.get(kind, kind), None if rank.is_dynamic else rank.get_length()
+    # Once compiled, a port also bears the names of what was simplified into it, e.g. of x * 1.
+    name = next((name for name in sorted(port.get_names()) if name in known), port.get_any_name())
+    return name, _DTYPES.get(kind, kind), None if rank.is_dynamic else rank.get_length()
 
 
 def _brief(error: BaseException) -> str:

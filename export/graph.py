@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+import torch
 from onnxscript import optimizer
+from torch import Tensor
 
 from ..engines.binding import Array, Binding
 from ..engines.precision import Precision
 
-__all__ = ["clean", "name_dimensions", "save", "store", "store_rows_int8"]
+__all__ = ["clean", "name_dimensions", "release", "save", "store", "store_rows_int8"]
 
 SMALL = 1024
 """Weights with fewer elements stay float32: they are norms and biases, and nothing is gained."""
 
-_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_FP16_MAX = 65504.0
+_TYPES = {"fp16": (ir.DataType.FLOAT16, torch.float16), "bf16": (ir.DataType.BFLOAT16, torch.bfloat16)}
 
 
 def clean(model: ir.Model) -> None:
@@ -46,18 +47,34 @@ def _extents(tensor: ir.TensorProtocol) -> list[int]:
 
 
 def _lazy(
-    source: ir.TensorProtocol, dtype: ir.DataType, change: Callable[[Array], Array], shape: list[int]
+    source: ir.TensorProtocol, dtype: ir.DataType, change: Callable[[Tensor], Tensor], shape: list[int]
 ) -> ir.LazyTensor:
-    """`change` of a weight, made when it is written and dropped again."""
-    return ir.LazyTensor(
-        lambda: ir.Tensor(np.ascontiguousarray(change(source.numpy())), dtype=dtype), dtype=dtype, shape=ir.Shape(shape)
-    )
+    """`change` of a weight, made when it is written and dropped again; torch does it on all cores."""
+
+    def make() -> ir.TensorProtocol:
+        return ir.Tensor(_array(change(_tensor(source)).contiguous()), dtype=dtype)
+
+    return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape))
+
+
+def _tensor(weight: ir.TensorProtocol) -> Tensor:
+    """A float32 weight as torch sees it, without a copy."""
+    array = weight.numpy()
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _array(tensor: Tensor) -> Array:
+    """A tensor as NumPy sees it; NumPy itself has no bfloat16."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ir.DataType.BFLOAT16.numpy())
+    return tensor.numpy()
 
 
 def _replace(graph: ir.Graph, value: ir.Value, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer in place of the weight `value`, which must have no users left."""
     if value.name is not None:
         graph.initializers.pop(value.name)
+    value.const_value = None
     fresh = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(_extents(tensor)), const_value=tensor)
     graph.register_initializer(fresh)
     return fresh
@@ -74,7 +91,7 @@ def _transpose_weights(model: ir.Model) -> None:
             continue
         perm = node.attributes.get_ints("perm") or tuple(reversed(range(len(source.const_value.shape))))
         extents = [_extents(source.const_value)[axis] for axis in perm]
-        tensor = _lazy(source.const_value, source.const_value.dtype, lambda a, p=tuple(perm): a.transpose(p), extents)  # type: ignore[misc]
+        tensor = _lazy(source.const_value, source.const_value.dtype, lambda w, p=tuple(perm): w.permute(p), extents)  # type: ignore[misc]
         name, output = str(source.name), node.outputs[0]
         node.replace_input_with(0, None)
         fresh = _replace(graph, source, name, tensor)
@@ -118,18 +135,18 @@ def store(model: ir.Model, precision: Precision) -> tuple[str, ...]:
     for value in _large_weights(model):
         tensor = value.const_value
         assert tensor is not None
-        if precision == "fp16" and not _fits_fp16(tensor.numpy()):
+        if precision == "fp16" and not _fits_fp16(_tensor(tensor)):
             kept.append(str(value.name))
             continue
-        dtype = _TYPES[precision]
-        numpy_type = dtype.numpy()
-        small = _lazy(tensor, dtype, lambda a, t=numpy_type: a.astype(t), _extents(tensor))  # type: ignore[misc]
+        dtype, torch_type = _TYPES[precision]
+        small = _lazy(tensor, dtype, lambda w, t=torch_type: w.to(t), _extents(tensor))  # type: ignore[misc]
         _behind(model.graph, value, small, "Cast", [], {"to": ir.DataType.FLOAT})
     return tuple(kept)
 
 
-def _fits_fp16(array: Array) -> bool:
-    return bool(array.size == 0 or max(-float(array.min()), float(array.max())) <= _FP16_MAX)
+def _fits_fp16(weight: Tensor) -> bool:
+    low, high = torch.aminmax(weight)
+    return max(-float(low), float(high)) <= torch.finfo(torch.float16).max
 
 
 def store_rows_int8(model: ir.Model) -> tuple[str, ...]:
@@ -204,6 +221,7 @@ def _behind(
     for user, index in users:
         user.replace_input_with(index, output)
     graph.initializers.pop(name)
+    value.const_value = None
     graph.register_initializer(fresh)
     graph.insert_before(first, node)
 
@@ -222,3 +240,9 @@ def save(model: ir.Model, graph: Path) -> tuple[Path, ...]:
     weights = graph.with_suffix(".weights")
     ir.save(model, graph, external_data=weights.name, size_threshold_bytes=256, alignment=64)
     return (weights,) if weights.exists() else ()
+
+
+def release(model: ir.Model) -> None:
+    """Drop the weights of a graph that was written; onnxscript's rules remember the last graph that they saw."""
+    for value in model.graph.initializers.values():
+        value.const_value = None

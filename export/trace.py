@@ -25,9 +25,8 @@ OPSET = 20
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
     """Silences remarks of the exporter on itself (absent torchvision, names it renames)."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    levels = [(logger, logger.level) for logger in (*loggers, registry)]
+    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.export", "torch.__trace", "onnxscript")
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, names)]
     try:
         for logger, _ in levels:
             logger.setLevel(logging.ERROR)

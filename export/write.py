@@ -62,6 +62,7 @@ def export_network(
     on_progress(f"{name}: writing")
     kept = graph.store_rows_int8(model) if network.weights == "int8" else graph.store(model, precision)
     weights = graph.save(model, path)
+    graph.release(model)
     del model, module
     gc.collect()
 

@@ -33,10 +33,10 @@ class _Stand:
     def __setstate__(self, state: object) -> None: ...
 
 
-def read_checkpoint(path: Path | str) -> StateDict:
+def read_checkpoint(path: Path | str, *, wrapper: str = "state_dict") -> StateDict:
     """The tensors of a ``.ckpt``, ``.pt``, ``.bin`` or ``.safetensors`` file, by their published names.
 
-    Pickles are read by torch's restricted unpickler, which runs no code. A ``state_dict`` wrapper is opened;
+    Pickles are read by torch's restricted unpickler, which runs no code. A `wrapper` is opened if it is there;
     what is no tensor (counters, optimiser states) is left out. Tensors keep their type and stay on the disk until used
     where the format allows.
 
@@ -47,9 +47,9 @@ def read_checkpoint(path: Path | str) -> StateDict:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; pass a .ckpt, .safetensors or a diffusers folder")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = content.get("state_dict", content)
+    state = content.get(wrapper, content)
     if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: 'state_dict' is a {type(state).__name__}, need tensors by name")
+        raise CheckpointError(f"{path}: {wrapper!r} is a {type(state).__name__}, need tensors by name")
     tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         found = ", ".join(map(str, list(state)[:5])) or "nothing"

@@ -145,6 +145,7 @@ def test_inpainting_composes_as_the_original_script(
     close(latents([edit]), reference["out"])
     difference = np.abs(edit.image.astype(int) - reference["final_u8"])
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-2
+    monkeypatch.undo()
     again = system.inpaint(picture, mask, steps=5, seed=0)[0]
     assert np.array_equal(again.image[~mask], picture[~mask])
 
