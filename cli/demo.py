@@ -24,12 +24,12 @@ __all__ = ["PROMPTS", "command"]
 
 PROMPTS = (
     "red apple",
-    "smiling face with sunglasses",
+    "mushroom",
     "rocket on a light blue background",
-    "cat face",
+    "hot air balloon",
     "sunflower",
     "hamburger on a yellow background",
-    "red heart",
+    "owl",
     "octopus, flat",
 )
 """What the demonstration asks for."""
