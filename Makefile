@@ -45,10 +45,10 @@ format: venv
 	$(VENV)/bin/ruff check --fix .
 
 test: venv
-	$(VENV)/bin/python -m pytest -m 'not slow and not gpu'
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu'
 
 test-all: venv
-	$(VENV)/bin/python -m pytest -m 'not gpu'
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m 'not gpu'
 
 test-installed:
 	PYTHON=$(PYTHON) BUNDLE=$(BUNDLE) bash tests/installed.sh

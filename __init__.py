@@ -33,6 +33,7 @@ def load(
     backend: Backend = "auto",
     precision: Precision | None = None,
     threads: int | None = None,
+    system: str | None = None,
 ) -> System:
     """Open the bundle in the folder `path` as the system that it holds.
 
@@ -41,6 +42,7 @@ def load(
         backend: Library that runs the networks; "auto" is OpenVINO if installed, else ONNX Runtime.
         precision: What to compute in; None is the fastest that the processor and the bundle's tolerances allow.
         threads: Threads to use; None is one for each core of the process.
+        system: What to run the bundle as, e.g. "pix2pix-zero"; None is what its manifest says.
 
     Raises:
         BundleError: The folder is not an intact bundle, or its system is unknown to this version.
@@ -48,4 +50,4 @@ def load(
     """
     from .runtime import systems
 
-    return systems.load(path, backend=backend, precision=precision, threads=threads)
+    return systems.load(path, backend=backend, precision=precision, threads=threads, system=system)

@@ -12,6 +12,8 @@
      ├─ ExportError              a network cannot be exported, or its export disagrees with torch
      ├─ ImageError               a picture cannot be read or written
      ├─ PromptError              a prompt cannot be used
+     ├─ DirectionError           an edit direction cannot be read, or is another text encoder's
+     ├─ EndpointError            a service that the user named does not answer as it should
      ├─ ParameterError           a size, step count, scale … is out of range      (also ValueError)
      ├─ MissingDependency        an optional library is not installed             (also ImportError)
      ├─ NonFiniteError           a result holds NaN or infinity
@@ -27,6 +29,8 @@ __all__ = [
     "BundleError",
     "Cancelled",
     "CheckpointError",
+    "DirectionError",
+    "EndpointError",
     "EngineError",
     "ExportError",
     "ImageError",
@@ -79,6 +83,14 @@ class ImageError(SfumatoError):
 
 class PromptError(SfumatoError):
     """A prompt cannot be used."""
+
+
+class DirectionError(SfumatoError):
+    """An edit direction cannot be read, or belongs to another text encoder."""
+
+
+class EndpointError(SfumatoError):
+    """A service that the user named cannot be reached, or does not answer as it should."""
 
 
 class ParameterError(SfumatoError, ValueError):

@@ -38,7 +38,8 @@ def judge(data: dict[str, Any]) -> list[Goal]:
     """The goals that the sections of a results file allow to judge."""
     steps = [goal for latents, part in data.get("steps", {}).items() for goal in _steps(latents, part)]
     runs = [goal for latents, part in data.get("runs", {}).items() for goal in _runs(latents, part)]
-    return [*steps, *runs, *_imports(data.get("imports", {})), *_export(data.get("export", {}))]
+    rest = (*_imports(data.get("imports", {})), *_export(data.get("export", {})), *_cold(data.get("cold", {})))
+    return [*steps, *runs, *rest]
 
 
 def _steps(latents: str, part: dict[str, Any]) -> Iterator[Goal]:
@@ -101,6 +102,19 @@ def _export(part: dict[str, Any]) -> Iterator[Goal]:
         yield Goal("export", "≤ 90 s", f"{part['seconds']:.0f} s", part["seconds"] <= 90, why)
         why = f"{_gb(part['anonymous_peak'])} without mapped files"
         yield Goal("export, peak memory", "< 8 GB", _gb(part["peak"]), part["peak"] < 8e9, why)
+
+
+def _cold(part: dict[str, Any]) -> Iterator[Goal]:
+    ours, theirs = (part.get("variants", {}).get(f"cold_{name}", {}) for name in ("sfumato", "torch"))
+    where = f"Cold Diffusion, {part.get('steps')} steps, {part.get('side')} pixels"
+    if "network" in ours:
+        share = ours["fastest"] / ours["network"] - 1
+        why = f"{1e3 * (ours['fastest'] - ours['network']):.0f} ms beside {ours['network']:.1f} s in the engine"
+        yield Goal(f"degradations, {where}", "≤ 10 % of the engine", f"{100 * share:.1f} %", share <= 0.1, why)
+    if "ratio" in theirs and "network" in ours:
+        ratio, alone = theirs["ratio"], theirs["network"] / ours["network"]
+        why = f"{alone:.1f}x in the network alone; the authors' way degrades T² times; sfumato computes in "
+        yield Goal(f"{where}, against torch fp32", "≥ 4x", f"{ratio:.2f}x", ratio >= 4, why + ours["precision"])
 
 
 def _gb(size: float) -> str:

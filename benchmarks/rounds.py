@@ -14,7 +14,7 @@ from bench import ANCHOR, STEPS, Bench, groups, memory_available
 from numpy.typing import NDArray
 from workers import Worker, WorkerFailed
 
-__all__ = ["measure_runs", "measure_steps"]
+__all__ = ["measure_runs", "measure_steps", "turns"]
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def measure_steps(
                         references[size] = outputs[size, kind]
                     ready[kind] = worker
                     part["variants"].setdefault(kind, {**facts[kind], "warm_up": warm})
-                _rounds(bench, part, ready, ANCHOR, "step", lambda: write(size, part))  # noqa: B023 (called at once)
+                turns(bench, part, ready, ANCHOR, "step", lambda: write(size, part))  # noqa: B023 (called at once)
                 for kind, worker in ready.items():
                     if "failed" not in part["variants"][kind]:
                         part["variants"][kind]["memory"] = worker.memory()["now"]
@@ -116,11 +116,11 @@ def measure_runs(
                     part["variants"][kind] |= worker.memory()
             write(part)
 
-        _rounds(bench, part, ready, "run_sfumato", "run", settle, counts=counts, size=size)
+        turns(bench, part, ready, "run_sfumato", "run", settle, counts=counts, size=size)
         settle()
 
 
-def _rounds(
+def turns(
     bench: Bench,
     part: dict[str, Any],
     ready: dict[str, Worker],
@@ -154,6 +154,8 @@ def _rounds(
             idle += sum(other.cpu_seconds() for other in others) - before
             busy += time.perf_counter() - start
             times[kind].append(answer if isinstance(answer, float) else answer["seconds"])
+            if isinstance(answer, dict) and "network" in answer and times[kind][-1] == min(times[kind]):
+                part["variants"][kind]["network"] = answer["network"]
             if isinstance(answer, dict) and "library" in answer and times[kind][-1] == min(times[kind]):
                 part["variants"][kind] |= {
                     "outside_library": 1 - answer["library"] / answer["seconds"],

@@ -27,10 +27,43 @@ def variant(kind: str, threads: int) -> Any:
             from runs import DiffusersRun
 
             return DiffusersRun(bf16=kind.endswith("bf16"), threads=threads)
+        case "cold_sfumato":
+            from cold_runs import SfumatoCold
+
+            return SfumatoCold()
+        case "cold_torch":
+            from cold_runs import TorchColdRun
+
+            return TorchColdRun(threads)
+        case "cold_make":
+            from cold_runs import ColdMaker
+
+            return ColdMaker()
+        case "p2p_sfumato":
+            from pix2pix_runs import SfumatoEdit
+
+            return SfumatoEdit()
+        case "p2p_fp32" | "p2p_bf16":
+            from pix2pix_runs import TorchEdit
+
+            return TorchEdit(bf16=kind.endswith("bf16"), threads=threads)
+        case "p2p_make":
+            import pix2pix_runs
+
+            return pix2pix_runs.Maker()
         case "make":
             from models import Maker
 
             return Maker()
+        case "gradient_engine" | "gradient_torch" | "gradient_export":
+            import gradient_parts
+
+            parts = {
+                "gradient_engine": gradient_parts.EngineGradients,
+                "gradient_torch": gradient_parts.TorchGradients,
+                "gradient_export": gradient_parts.Exporter,
+            }
+            return parts[kind]()
         case _:
             raise ValueError(f"no variant is called {kind!r}")
 

@@ -18,6 +18,8 @@ LABELS = {
     "run_sfumato": "**sfumato, OpenVINO**",
     "run_fp32": "diffusers pipeline, fp32",
     "run_bf16": "diffusers pipeline, bf16",
+    "cold_sfumato": "**sfumato, OpenVINO**",
+    "cold_torch": "the authors' way, torch",
 }
 
 
@@ -43,7 +45,7 @@ def page(data: dict[str, Any], goals: Sequence[Goal]) -> str:
         lines += _steps(latents, part)
     for latents, part in data.get("runs", {}).items():
         lines += _runs(latents, part)
-    lines += _export(data.get("export", {})) + _imports(data.get("imports", {}))
+    lines += _export(data.get("export", {})) + _imports(data.get("imports", {})) + _cold(data.get("cold", {}))
     if data.get("notes"):
         lines += ["## Notes", "", *(f"- {note}" for note in data["notes"]), ""]
     return "\n".join(lines)
@@ -136,6 +138,30 @@ def _imports(part: dict[str, Any]) -> list[str]:
     info = ", ".join(part["info_heavy"]) or "none" if "info_heavy" in part else "not measured"
     row = (f"{1e3 * part['fastest']:.0f} / {1e3 * part['median']:.0f} (n = {part['n']})", heavy, info)
     return _table("Imports", ("import sfumato, ms, fastest / median", "heavy packages", "with `sfumato info`"), [row])
+
+
+def _cold(part: dict[str, Any]) -> list[str]:
+    if not part:
+        return []
+    rows = [
+        (LABELS[name], "", "", f"failed: {v['failed']}", "", "")
+        if "failed" in v
+        else (
+            LABELS[name],
+            v["precision"],
+            f"{v['ratio']:.2f}x" if "ratio" in v else "",
+            f"{v['fastest']:.2f} / {v['median']:.2f} (n = {v['n']})" if "fastest" in v else "",
+            f"{v['network']:.2f}" if "network" in v else "",
+            f"{v['peak'] / 1e9:.2f}" if "peak" in v else "",
+        )
+        for name, v in part["variants"].items()
+    ]
+    head = ("variant", "computes in", "time / sfumato's", "s, fastest / median", "of it network, s", "peak GB")
+    size = f"{part['weights']:.1f} million weights"
+    lines = _table(f"Cold Diffusion, {part['steps']} steps, {part['side']} pixels, {size}", head, rows)
+    if "difference" in part:
+        lines += [f"The two restored pictures differ by {part['difference']:.2f} of 255 (root mean square).", ""]
+    return lines
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -21,6 +21,8 @@ VERBS: Mapping[str, str] = {
     "edit": "edit",
     "inpaint": "inpaint",
     "upscale": "upscale",
+    "restore": "restore",
+    "direction": "direction",
     "info": "info",
     "verify": "verify",
     "export": "export",

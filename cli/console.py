@@ -35,17 +35,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 @contextlib.contextmanager
-def progress(label: str) -> Generator[Callable[[int, int], None]]:
-    """A progress bar on stderr, if that is a terminal; the function takes (steps done, steps in all)."""
+def progress(label: str) -> Generator[Callable[..., None]]:
+    """A progress bar on stderr, if that is a terminal; the function takes (steps done, steps in all[, label])."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+
+        def nothing(done: int, total: int, now: str = label) -> None:
+            pass
+
+        yield nothing
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def show(done: int, total: int, now: str = label) -> None:
+            bar.update(task, completed=done, total=total, description=now)
+
+        yield show
 
 
 def size(count: int) -> str:

@@ -1,4 +1,4 @@
-"""``sfumato edit``: pictures from a picture (img2img)."""
+"""``sfumato edit``: pictures from a picture, noised and led to a prompt, or inverted and led along a direction."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from . import pix2pix
 from .options import (
     BatchSize,
     BundleBackend,
@@ -57,16 +58,70 @@ def command(
     threads: Threads = None,
     batch_size: BatchSize = None,
     tile: Tile = None,
+    source_word: pix2pix.SourceWord = None,
+    target_word: pix2pix.TargetWord = None,
+    direction: pix2pix.DirectionFile = None,
+    caption: pix2pix.Caption = None,
+    attention_guidance: pix2pix.AttentionGuidance = None,
+    edit_multiplier: pix2pix.EditMultiplier = None,
+    inversion: pix2pix.InversionName = None,
+    regularize: pix2pix.Regularize = True,
+    shared_latent: pix2pix.SharedLatent = False,
+    low_memory: pix2pix.LowMemory = False,
     output: Output = Path("out.png"),
     save_stages: SaveStages = None,
+    sheet: pix2pix.Sheet = None,
     metrics: Metrics = False,
 ) -> None:
-    """Change a picture: noise it part of the way, and lead it to the prompt."""
+    """Change a picture: noise it part of the way, and lead it to the prompt.
+
+    With --source-word and --target-word, or --direction: invert it under its caption (--prompt), and sample it again
+    along the direction while its attention keeps to the picture's (pix2pix-zero).
+    """
+    if prompt is not None and caption is not None:
+        raise typer.BadParameter("the prompt is given twice; give it as PROMPT or as --prompt")
+    text = prompt if caption is None else caption
+    options = Options(bundle, backend, precision, threads, output, save_stages, metrics)
+    along = {
+        "attention_guidance": attention_guidance,
+        "edit_multiplier": edit_multiplier,
+        "inversion": inversion,
+        "regularize": None if regularize else False,
+    }
+    words = {"source_word": source_word, "target_word": target_word, "direction": direction}
+    flags = {"no_regularize": not regularize, "shared_latent": shared_latent, "low_memory": low_memory, "sheet": sheet}
+    if pix2pix.leads(**words, **along, **flags):
+        pix2pix.lead(
+            options,
+            "edit",
+            picture,
+            *([] if text is None else [text]),
+            shared=shared_latent,
+            apart=low_memory,
+            sheet=sheet,
+            **words,
+            **along,
+            label=label,
+            strength=strength,
+            num_images=None if num_images == 1 else num_images,
+            negative_prompt=negative_prompt,
+            size=parse_size(size),
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            eta=eta,
+            spacing=spacing,
+            batch_size=batch_size,
+            tile=tile,
+            official=official or None,
+        )
+        return
     make(
-        Options(bundle, backend, precision, threads, output, save_stages, metrics),
+        options,
         "edit",
         picture,
-        *([] if prompt is None else [prompt]),
+        *([] if text is None else [text]),
         num_images=num_images,
         seed=seed,
         official=official,

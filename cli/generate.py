@@ -1,4 +1,4 @@
-"""``sfumato generate``: pictures from a prompt, a class, or nothing."""
+"""``sfumato generate``: pictures from a prompt, a class, another picture, or nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from .options import (
+    MODEL,
+    Algorithm,
     BatchSize,
     BundleBackend,
     BundlePath,
@@ -22,7 +24,9 @@ from .options import (
     RunPrecision,
     SamplerName,
     SaveStages,
+    Second,
     Seed,
+    Severity,
     Size,
     Spacing,
     Steps,
@@ -51,6 +55,17 @@ def command(
     sampler: SamplerName = None,
     eta: Eta = None,
     spacing: Spacing = None,
+    severity: Severity = None,
+    algorithm: Algorithm = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            help="Noise that breaks the symmetry of cold generation.",
+            show_default="the bundle's",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    second: Second = None,
     official: Official = False,
     backend: BundleBackend = "auto",
     precision: RunPrecision = None,
@@ -61,15 +76,19 @@ def command(
     save_stages: SaveStages = None,
     metrics: Metrics = False,
 ) -> None:
-    """Make pictures from a prompt, a class, or nothing."""
+    """Make pictures from a prompt, a class, or nothing; with Cold Diffusion from a colour, noise, or a picture."""
     make(
         Options(bundle, backend, precision, threads, output, save_stages, metrics),
         "generate",
         *([] if prompt is None else [prompt]),
         num_images=num_images,
         seed=seed,
-        official=official,
         **given(
+            official=official or None,
+            severity=severity,
+            algorithm=algorithm,
+            noise=noise,
+            second=second,
             label=label,
             tokens=parse_tokens(tokens),
             negative_prompt=negative_prompt,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 __all__ = [
+    "Algorithm",
     "BackendName",
     "BatchSize",
     "BundlePath",
@@ -26,7 +27,9 @@ __all__ = [
     "RunPrecision",
     "SamplerName",
     "SaveStages",
+    "Second",
     "Seed",
+    "Severity",
     "Size",
     "Spacing",
     "Steps",
@@ -34,6 +37,7 @@ __all__ = [
     "Threads",
     "Tile",
     "Tokens",
+    "check_picture",
     "parse_size",
     "parse_tokens",
 ]
@@ -64,7 +68,7 @@ def parse_tokens(text: str | None) -> list[int] | None:
         raise typer.BadParameter(f"--tokens {text!r}: write whole numbers with commas between") from None
 
 
-def _picture(path: Path | None) -> Path | None:
+def check_picture(path: Path | None) -> Path | None:
     """Refuse a picture that could not be written, before it is made."""
     if path is not None and path.suffix.lower() not in SUFFIXES:
         raise typer.BadParameter(f"{path} has no suffix of a picture; use {', '.join(SUFFIXES)}")
@@ -127,6 +131,19 @@ Official: TypeAlias = Annotated[
     typer.Option("--official", help="Do as the authors' scripts do where diffusers differs.", rich_help_panel=MODEL),
 ]
 
+Severity: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="Steps of degradation, 0 to the bundle's T.", show_default="T", rich_help_panel=MODEL),
+]
+Algorithm: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, max=2, help="1 or 2 of Cold Diffusion.", show_default="the bundle's", rich_help_panel=MODEL),
+]
+Second: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="The picture that another one turns into (animorphosis).", rich_help_panel=MODEL),
+]
+
 BundleBackend: TypeAlias = Annotated[
     BackendName, typer.Option("--backend", help="Library that runs the networks.", rich_help_panel=RUN)
 ]
@@ -154,7 +171,7 @@ Output: TypeAlias = Annotated[
     typer.Option(
         "--output",
         "-o",
-        callback=_picture,
+        callback=check_picture,
         help="Picture to write; of several, their number is added to the name.",
         rich_help_panel=OUT,
     ),
@@ -162,7 +179,7 @@ Output: TypeAlias = Annotated[
 SaveStages: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        callback=_picture,
+        callback=check_picture,
         help="Picture to write with what the network took the result for at each step.",
         rich_help_panel=OUT,
     ),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import typer
 
 from .. import load
 from ..engines.binding import Array
+from ..errors import ParameterError
 from ..runtime import image as pictures
 from ..runtime.systems.base import Edit, Progress, SfumatoWarning, System
+from ..runtime.systems.latent_run import RunOptions
 from ..runtime.systems.timings import Stage
 from . import console
 from .options import BackendName, PrecisionName
@@ -36,6 +39,8 @@ class Options:
     output: Path
     save_stages: Path | None
     metrics: bool
+    quiet: bool = False
+    system: str | None = None
 
 
 @dataclass
@@ -49,8 +54,8 @@ class Stages:
         """Keep the prediction of this step if it is among those shown."""
         if step.images.start:
             return
-        every = -(-step.total // SHOWN)
-        if (step.total - 1 - step.index) % every == 0:
+        calls = step.calls or step.total
+        if (calls - 1 - step.index) % -(-calls // SHOWN) == 0:
             self.images.append(step.decoder(step.x0[:1])[0].copy())
             self.captions.append(f"t = {step.t:g}")
 
@@ -71,12 +76,16 @@ def opened(options: Options) -> Generator[System]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SfumatoWarning)
         with load(
-            options.bundle, backend=options.backend, precision=options.precision, threads=options.threads
+            options.bundle,
+            backend=options.backend,
+            precision=options.precision,
+            threads=options.threads,
+            system=options.system,
         ) as system:
             yield system
 
 
-def make(options: Options, verb: str, *arguments: Any, **named: Any) -> None:
+def make(options: Options, verb: str, *arguments: Any, **named: Any) -> Sequence[Edit]:
     """Call a verb of the system and write what it made.
 
     Arguments:
@@ -84,26 +93,53 @@ def make(options: Options, verb: str, *arguments: Any, **named: Any) -> None:
         verb: Name of a method of `System`.
         arguments: Passed on.
         named: Passed on.
+
+    Returns:
+        What it made.
+
+    Raises:
+        ParameterError: The verb of this system takes no such option.
     """
     stages = Stages()
+    say: Callable[[str], None] = (lambda text: None) if options.quiet else typer.echo
     with opened(options) as system, console.progress(verb) as show:
 
         def on_step(step: Progress) -> None:
-            show(step.index + 1, step.total)
+            show(step.index + 1, step.total, step.stage or verb)
             if options.save_stages is not None:
                 stages(step)
 
-        edits: list[Edit] = getattr(system, verb)(*arguments, on_step=on_step, **named)
+        _check_options(system, verb, arguments, named)
+        edits: Sequence[Edit] = getattr(system, verb)(*arguments, on_step=on_step, **named)
     for warning in dict.fromkeys(text for edit in edits for text in edit.warnings):
         typer.echo(f"sfumato: note: {warning}", err=True)
     for path, edit in zip(numbered(options.output, len(edits)), edits, strict=True):
         edit.save(path)
-        typer.echo(f"wrote {path}")
+        say(f"wrote {path}")
     if options.save_stages is not None and stages.images:
         stages.write(options.save_stages)
-        typer.echo(f"wrote {options.save_stages}")
-    if options.metrics:
+        say(f"wrote {options.save_stages}")
+    if options.metrics and not options.quiet:
         show_metrics(edits[0].timings)
+    return edits
+
+
+def _check_options(system: System, verb: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse what the verb of this system does not take; a verb that the system does not have refuses itself."""
+    if verb not in system.verbs:
+        return
+    signature = inspect.signature(getattr(system, verb))
+    known = set(signature.parameters)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        known |= getattr(system, "options", RunOptions).__annotations__.keys()
+    places = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    refused = [f"--{name.replace('_', '-')}" for name in named if name not in known]
+    if len(arguments) > places and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        refused.insert(0, repr(arguments[places]))
+    if refused:
+        kind = getattr(system, "kind", f"a bundle of {system.manifest.system}")
+        raise ParameterError(f"{verb} takes no {refused[0]} with {kind}; leave it out")
 
 
 def numbered(path: Path, count: int) -> list[Path]:

@@ -65,7 +65,8 @@ class BlobStore:
             payload = np.memmap(self.path, dtype=np.uint8, mode="c", offset=HEADER)
             if hashlib.sha256(payload.data).hexdigest().encode() != header[len(MAGIC) : len(MAGIC) + 64]:
                 return self._damaged("its hash does not fit")
-            os.utime(self.path)
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(self.path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -9,14 +9,14 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import cast
 
 from ..errors import BundleError, IntegrityError, ParameterError
 from .binding import Array
-from .integrity import check_tree, inside
+from .integrity import Stamp, check_tree, inside, stamps
 from .manifest import MANIFEST_NAME, Artifact, Manifest, NetworkSpec, relative_path
 from .storage import UNWRITABLE, atomic_write, cache_dir, copy_hashed, locked, refuse, sha256_file, sync_tree
 
@@ -31,11 +31,13 @@ class Bundle:
         path: The folder.
         manifest: What is in it.
         verified: Every file's SHA-256 was checked by `open`.
+        stamps: Length and time of change of every file as it was checked; one that has changed since is refused.
     """
 
     path: Path
     manifest: Manifest
     verified: bool = False
+    stamps: Mapping[str, Stamp] = field(default_factory=dict[str, Stamp], repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
@@ -50,16 +52,20 @@ class Bundle:
             BundleError: The folder is not a bundle; `ManifestError` or `IntegrityError` when it is a broken one.
         """
         path = Path(path)
-        if not path.is_dir():
-            kind = "is a file" if path.exists() else "does not exist"
-            raise BundleError(f"{path}: {kind}; a bundle is a folder with {MANIFEST_NAME}: pass its path")
-        if not (path / MANIFEST_NAME).is_file():
-            raise BundleError(
-                f"{path}: has no {MANIFEST_NAME}, so it is not a bundle; pass what `sfumato export` wrote"
-            )
+        try:
+            if not path.is_dir():
+                kind = "is a file" if path.exists() else "does not exist"
+                raise BundleError(f"{path}: {kind}; a bundle is a folder with {MANIFEST_NAME}: pass its path")
+            if not (path / MANIFEST_NAME).is_file():
+                raise BundleError(
+                    f"{path}: has no {MANIFEST_NAME}, so it is not a bundle; pass what `sfumato export` wrote"
+                )
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror}); pass the folder of a bundle") from error
         manifest = Manifest.read(path / MANIFEST_NAME)
+        before = stamps(path, manifest)
         check_tree(path, manifest, hashes=verify)
-        return cls(path, manifest, verified=verify)
+        return cls(path, manifest, verify, before)
 
     def network(self, name: str) -> NetworkSpec:
         """The network `name`; `BundleError` lists those there are."""
@@ -70,10 +76,17 @@ class Bundle:
             raise BundleError(f"{self.path}: has no network {name!r}, it has {names}; name one of them") from None
 
     def file(self, relative: str) -> Path:
-        """The path of a listed file; `IntegrityError` if it is not listed or has left the bundle since."""
+        """The path of a listed file; `IntegrityError` if it is not listed, or has changed since `open`."""
         if relative not in self.manifest.files:
             raise IntegrityError(f"{self.path}: {relative!r} is not listed in {MANIFEST_NAME}; name a listed file")
-        return inside(self.path, relative)
+        path = inside(self.path, relative)
+        if relative in self.stamps:
+            state = path.stat()
+            if self.stamps[relative] != (state.st_size, state.st_mtime_ns):
+                raise IntegrityError(
+                    f"{self.path}: {relative!r} was written to since the bundle was opened and checked; open it again"
+                )
+        return path
 
     def asset(self, role: str) -> Path:
         """The path of the asset with this role, e.g. "tokenizer"; `BundleError` lists those there are."""
@@ -91,9 +104,9 @@ class Bundle:
 
         try:
             return cast("dict[str, Array]", load_file(self.file(relative)))
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, TypeError) as error:  # the latter two for types that NumPy has not
             raise BundleError(
-                f"{self.path}: {relative!r} is not a safetensors file ({error}); export it again"
+                f"{self.path}: {relative!r} is not a safetensors file of NumPy's types ({error}); export it again"
             ) from error
 
     def digest(self, network: str) -> str:
@@ -180,7 +193,8 @@ class BundleWriter:
         if self.folder is None:
             raise BundleError(f"{self.out}: the writer is not open; use it inside `with BundleWriter(out) as writer:`")
         paths = sorted(p for p in self.folder.rglob("*") if not p.is_dir() or p.is_symlink())
-        listed = {p.relative_to(self.folder).as_posix(): p for p in paths if p.name != MANIFEST_NAME}
+        listed = {p.relative_to(self.folder).as_posix(): p for p in paths}
+        listed.pop(MANIFEST_NAME, None)
         for relative, path in listed.items():
             if path.is_symlink():
                 raise BundleError(f"{self.out}: {relative!r} is a link; copy the file in instead")
@@ -190,7 +204,7 @@ class BundleWriter:
         sync_tree(self.folder)
         self._swap(self.folder)
         self.folder = None
-        return Bundle(self.out, manifest, verified=True)
+        return Bundle(self.out, manifest, True, stamps(self.out, manifest))
 
     def _check_target(self) -> None:
         """Refuse to replace what is neither nothing nor an intact bundle."""

@@ -25,6 +25,7 @@ __all__ = [
     "available_backends",
     "check_finite",
     "check_graph",
+    "check_options",
     "default_precision",
     "open_engine",
 ]
@@ -113,11 +114,7 @@ def open_engine(
         EngineError: The backend is unknown or unimplemented, lacks the precision, or refuses the graph.
     """
     spec = bundle.network(network)
-    if precision is not None:
-        check_precision(precision)
-    if threads is not None and threads < 1:
-        raise ParameterError(f"threads is {threads}, need 1 or more; leave it out for one a core")
-    chosen = _choose(backend)
+    chosen = check_options(backend, precision, threads)
     _check_external(bundle, spec)
     if chosen == "openvino":
         from .openvino import OpenVinoEngine
@@ -126,6 +123,21 @@ def open_engine(
     from .onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, spec, precision=precision or "fp32", threads=threads)
+
+
+def check_options(backend: str, precision: str | None, threads: int | None) -> str:
+    """The backend that `open_engine` takes for these options; imports and opens nothing.
+
+    Raises:
+        ParameterError: The precision or the number of threads is none.
+        MissingDependency: The library is not installed.
+        EngineError: The backend is unknown or unimplemented.
+    """
+    if precision is not None:
+        check_precision(precision)
+    if threads is not None and (isinstance(threads, bool) or threads < 1):
+        raise ParameterError(f"threads is {threads}, need 1 or more; leave it out for one a core")
+    return _choose(backend)
 
 
 def _choose(backend: str) -> str:

@@ -6,12 +6,16 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from ..errors import IntegrityError
 from .manifest import MANIFEST_NAME, Manifest
 from .storage import sha256_file
 
-__all__ = ["PLANS", "check_tree", "inside"]
+__all__ = ["PLANS", "Stamp", "check_tree", "inside", "stamps"]
+
+Stamp: TypeAlias = "tuple[int, int]"
+"""Length in bytes and time of the last change in nanoseconds: what tells that a file was written again."""
 
 PLANS = "plans"
 """The one folder whose files are not listed: plans built on the device, outside the bundle's hashes."""
@@ -27,6 +31,8 @@ def inside(root: Path, relative: str) -> Path:
     try:
         real = path.resolve(strict=True)
         mode = real.stat().st_mode
+    except PermissionError as error:
+        raise IntegrityError(f"{root}: {relative!r} may not be read; change its permissions") from error
     except (OSError, RuntimeError) as error:
         reason = "a broken link" if path.is_symlink() else "missing"
         raise IntegrityError(f"{root}: {relative!r} is {reason}; copy the bundle again") from error
@@ -47,6 +53,15 @@ def _found(root: Path) -> Iterator[str]:
         for name in (*names, *links):
             if not name.startswith(".") and not (top and name in (MANIFEST_NAME, PLANS)):
                 yield (here / name).relative_to(root).as_posix()
+
+
+def stamps(root: Path, manifest: Manifest) -> dict[str, Stamp]:
+    """The stamp of every listed file."""
+    found: dict[str, Stamp] = {}
+    for relative in manifest.files:
+        state = inside(root, relative).stat()
+        found[relative] = state.st_size, state.st_mtime_ns
+    return found
 
 
 def check_tree(root: Path, manifest: Manifest, *, hashes: bool) -> None:
@@ -80,7 +95,13 @@ def check_tree(root: Path, manifest: Manifest, *, hashes: bool) -> None:
             )
     if hashes:
         for relative, path in paths.items():
-            digest, _ = sha256_file(path)
+            try:
+                digest, _ = sha256_file(path)
+            except OSError as error:
+                raise IntegrityError(
+                    f"{root}: {relative!r} cannot be read ({error.strerror}); change its permissions, or copy the "
+                    "bundle again"
+                ) from error
             if digest != manifest.files[relative].sha256:
                 raise IntegrityError(
                     f"{root}: {relative!r} is altered: its SHA-256 is {digest[:12]}…, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from ..errors import EngineError
 from .binding import Array, check_feeds
 from .blobs import BlobStore
 from .engine import check_graph
+from .islands import ISLANDS, mark
 from .manifest import NetworkSpec
 from .precision import Precision
+from .resident import dropped
 from .target import Target, detect
 
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class OpenVinoEngine:
         self._bundle = bundle
         self._shapes = max(1, shapes)
         self._cache = cache
+        self._islands = precision != "fp32" and ISLANDS in spec.precision.keep_fp32
         self._compiled: OrderedDict[Shapes, _Compiled] = OrderedDict()
         self._model: Any = None
         self._core: Any = _core()
@@ -156,6 +160,7 @@ class OpenVinoEngine:
             "cpu": facts.key,
             "cores": facts.cores,
             "config": self._config,
+            "islands": self._islands,
             "shapes": [[binding.name, *shape] for binding, shape in zip(self.spec.inputs, key, strict=True)],
         }
         return BlobStore(Target("openvino", ".".join(version.split(".")[:2]), "cpu").tag, content)
@@ -185,12 +190,15 @@ class OpenVinoEngine:
             graph: Path = self._bundle.file(self.spec.graph)
             self._model = self._core.read_model(graph)
             check_graph(self.spec, "OpenVINO", _ports(self._model, self.spec))
+            if self._islands:
+                self._model = _with_islands(self._core, self._model)
             _keep_compressed(self._model)
         model = self._model.clone()
         model.reshape(
             {_port(model.inputs, b.name): list(shape) for b, shape in zip(self.spec.inputs, key, strict=True)}
         )
-        return self._core.compile_model(model, "CPU", dict(self._config))
+        with dropped(self._bundle.file(path) for path in self.spec.weights):
+            return self._core.compile_model(model, "CPU", dict(self._config))
 
     def _prove(self, model: Any) -> None:
         """Refuse a silent change of precision."""
@@ -267,10 +275,42 @@ def _keep_compressed(model: Any) -> None:
     """
     for node in model.get_ops():
         if node.get_type_name() == "Convert":
-            source = node.input_value(0)
-            half = source.get_element_type().get_type_name() in ("f16", "bf16")
-            if half and source.get_node().get_type_name() == "Constant":
+            half = node.input_value(0).get_element_type().get_type_name() in ("f16", "bf16")
+            if half and _is_constant(node.input_value(0).get_node()):
                 node.get_rt_info()["decompression_0"] = True
+
+
+def _with_islands(core: Any, model: Any) -> Any:
+    """The same network with marks, see `islands`; its weights are not copied."""
+    from openvino import Tensor, opset13, serialize
+
+    held: dict[str, Any] = {}
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and node.get_byte_size() > 1024:
+            name, port = f"held_{len(held)}", node.output(0)
+            stand = opset13.parameter(port.get_partial_shape(), port.get_element_type(), name=name)
+            for target in list(port.get_target_inputs()):
+                target.replace_source_output(stand.output(0))
+            model.add_parameters([stand])
+            held[name] = node
+    with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
+        path = Path(folder) / "network.xml"
+        serialize(model, path)
+        small = np.fromfile(path.with_suffix(".bin"), dtype=np.uint8)
+        marked = core.read_model(mark(path.read_bytes()), Tensor(small))
+    for stand in list(marked.get_parameters()):
+        if (node := held.get(stand.get_friendly_name())) is not None:
+            for target in list(stand.output(0).get_target_inputs()):
+                target.replace_source_output(node.output(0))
+            marked.remove_parameter(stand)
+    return marked
+
+
+def _is_constant(node: Any) -> bool:
+    """A constant, or one that is turned or reversed, as the backward pass of a gradient uses it."""
+    while node.get_type_name() in ("Slice", "Transpose"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
 
 
 def _port(ports: Iterable[Any], name: str) -> Any:

@@ -29,7 +29,8 @@ class PrecisionPlan:
 
     Arguments:
         default: Type of the stored weights; the graph casts them to float32 where they are used.
-        keep_fp32: Names (initializers or prefixes of nodes) that stay float32: norms, biases, small tensors, islands.
+        keep_fp32: Names of large weights that stay float32; and `islands.ISLANDS` where only products may be computed
+            in a lower precision.
         scales: Loss or activation scale by tensor name, each positive (used by gradient graphs).
     """
 

@@ -10,10 +10,13 @@ from ..errors import ParameterError
 from .binding import Binding, Dimension, Profile
 from .precision import PrecisionPlan
 
-__all__ = ["Artifact", "Betas", "NetworkSpec", "PredictionKind", "ScheduleSpec", "relative_path"]
+__all__ = ["MOST_STEPS", "Artifact", "Betas", "NetworkSpec", "PredictionKind", "ScheduleSpec", "relative_path"]
 
 Betas: TypeAlias = Literal["linear", "scaled_linear", "cosine", "sqrt_linear", "sqrt", "explicit"]
 PredictionKind: TypeAlias = Literal["eps", "v", "x0"]
+
+MOST_STEPS = 100_000
+"""Most timesteps of a schedule, a hundred times the usual: a table of them is made before anything else is checked."""
 
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+")
 
@@ -53,7 +56,7 @@ class ScheduleSpec:
     Arguments:
         betas: Its law. ``scaled_linear`` is the field's name for Latent Diffusion's ``linear`` (a linspace of square
             roots, squared); ``linear`` is Latent Diffusion's ``sqrt_linear``. ``explicit``: `alphas_bar` says it all.
-        steps: T, the number of timesteps.
+        steps: T, the number of timesteps, up to `MOST_STEPS`.
         start: First beta.
         end: Last beta.
         prediction: What the network predicts.
@@ -74,6 +77,8 @@ class ScheduleSpec:
             raise ParameterError(
                 f"betas is {self.betas!r} and alphas_bar {self.alphas_bar!r}; only 'explicit' has a file"
             )
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ParameterError(f"steps is {self.steps}, a schedule has 1 to {MOST_STEPS}; is it another number?")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import NoReturn
@@ -28,17 +29,23 @@ __all__ = [
 CHUNK = 1 << 20
 """Bytes read, hashed or written at a time."""
 
-UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO})
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO})
 """Errors of the place that is written to, whoever was writing."""
 
 
 def cache_dir() -> Path:
-    """The cache folder: ``$SFUMATO_CACHE``, else ``$XDG_CACHE_HOME/sfumato``, else ``~/.cache/sfumato``."""
+    """The cache folder: ``$SFUMATO_CACHE``, else ``$XDG_CACHE_HOME/sfumato``, else ``~/.cache/sfumato``.
+
+    A user without a home (a container run under any number) gets one in the folder for temporary files.
+    """
     own = os.environ.get("SFUMATO_CACHE")
     if own:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sfumato"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "sfumato"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"sfumato-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
 
 
 def sha256_file(path: Path) -> tuple[str, int]:
@@ -54,8 +61,13 @@ def sha256_file(path: Path) -> tuple[str, int]:
 
 def refuse(action: str, path: Path, error: OSError) -> NoReturn:
     """Raise `BundleError` for an `OSError` while writing, with what to do about a full disk."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    mend = "free space there, or write elsewhere" if full else "choose a folder you may write to"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            mend = "free space there, or write elsewhere"
+        case errno.EFBIG:
+            mend = "write to a file system, or under a limit, that takes files of this size"
+        case _:
+            mend = "choose a folder you may write to"
     raise BundleError(f"{path}: cannot {action} ({error.strerror or error}); {mend}") from error
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..engines.binding import Array, Binding
 from ..engines.precision import Precision
+from .share import THRESHOLD, share_weights
 
 __all__ = ["clean", "name_dimensions", "release", "save", "store", "store_rows_int8"]
 
@@ -26,7 +28,7 @@ _TYPES = {"fp16": (ir.DataType.FLOAT16, torch.float16), "bf16": (ir.DataType.BFL
 def clean(model: ir.Model) -> None:
     """Fold what is constant, drop what is unused and where it came from; weights are not copied."""
     _transpose_weights(model)
-    optimizer.optimize_ir(model)
+    optimizer.optimize_ir(model, should_fold=_folds)
     passes.ClearMetadataAndDocStringPass()(model)
     functions: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for function in functions:
@@ -39,6 +41,14 @@ def clean(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.doc_string = None
     model.graph.name = "network"
+
+
+def _folds(node: ir.Node) -> bool | None:
+    """Not what turns a weight that is also used as it is: it would be stored twice."""
+    value = node.inputs[0] if node.op_type in ("Transpose", "Slice") and node.inputs else None
+    if value is None or not value.is_initializer() or value.const_value is None or value.const_value.size < SMALL:
+        return None
+    return False if len(value.uses()) > 1 else None
 
 
 def _extents(tensor: ir.TensorProtocol) -> list[int]:
@@ -60,7 +70,8 @@ def _lazy(
 def _tensor(weight: ir.TensorProtocol) -> Tensor:
     """A float32 weight as torch sees it, without a copy."""
     array = weight.numpy()
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    fit = array.flags.writeable and min(array.strides, default=0) >= 0
+    return torch.from_numpy(array if fit else array.copy())
 
 
 def _array(tensor: Tensor) -> Array:
@@ -81,22 +92,47 @@ def _replace(graph: ir.Graph, value: ir.Value, name: str, tensor: ir.TensorProto
 
 
 def _transpose_weights(model: ir.Model) -> None:
-    """Turn Transpose(weight) into a weight that is stored transposed, so that no engine has to at each start."""
+    """Turn Transpose(weight) into a weight that is stored transposed, so that no engine has to at each start.
+
+    A matrix that products also use as it is (a gradient does) is stored transposed too, so that it is the same bytes in
+    the graphs with and without the gradient, and turned back for those.
+    """
     graph = model.graph
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" and node.inputs else None
         if source is None or source.name not in graph.initializers or source.const_value is None:
             continue
-        if len(source.uses()) > 1:  # tied to a table, say; engines fold it
-            continue
         perm = node.attributes.get_ints("perm") or tuple(reversed(range(len(source.const_value.shape))))
+        others = [(user, index) for user, index in source.uses() if user is not node]
+        if others and not (tuple(perm) == (1, 0) and all(_uses_matrix(user) for user, _ in others)):
+            continue  # tied to a table, say; engines fold it
         extents = [_extents(source.const_value)[axis] for axis in perm]
         tensor = _lazy(source.const_value, source.const_value.dtype, lambda w, p=tuple(perm): w.permute(p), extents)  # type: ignore[misc]
         name, output = str(source.name), node.outputs[0]
         node.replace_input_with(0, None)
+        back = [(user, index) for user, index in others if user.op_type != "Transpose"]
+        turned = [user for user, _ in others if user.op_type == "Transpose"]
+        for user, index in others:
+            user.replace_input_with(index, None)
         fresh = _replace(graph, source, name, tensor)
         ir.convenience.replace_all_uses_with(output, fresh)
+        for user in turned:
+            ir.convenience.replace_all_uses_with(user.outputs[0], fresh)
+            graph.remove(user, safe=True)
+        if back:
+            turn = ir.node("Transpose", [fresh], attributes={"perm": [1, 0]}, name=f"{name}/turned")
+            turn.outputs[0].name = f"{name}/turned"
+            graph.insert_before(node, turn)
+            for user, index in back:
+                user.replace_input_with(index, turn.outputs[0])
         graph.remove(node, safe=True)
+
+
+def _uses_matrix(user: ir.Node) -> bool:
+    """A product with the matrix as it is, or another transposition of it."""
+    return user.op_type == "MatMul" or (
+        user.op_type == "Transpose" and tuple(user.attributes.get_ints("perm") or (1, 0)) == (1, 0)
+    )
 
 
 def name_dimensions(model: ir.Model, inputs: tuple[Binding, ...], outputs: tuple[Binding, ...]) -> None:
@@ -231,15 +267,44 @@ def _order(graph: ir.Graph) -> Callable[[ir.Node], int]:
     return lambda node: position[id(node)]
 
 
-def save(model: ir.Model, graph: Path) -> tuple[Path, ...]:
+def save(model: ir.Model, graph: Path, *, shares: Path | None = None) -> tuple[Path, ...]:
     """Write the graph, and its weights into one file ``<stem>.weights`` beside it, one weight in memory at a time.
 
+    Arguments:
+        model: The graph.
+        graph: Its file.
+        shares: The file of another graph in the same folder, whose stored weights are used where they are the same.
+
     Returns:
-        The weights file, or nothing for a graph without large weights.
+        Its files of weights: none for a graph without large weights, and the other graph's last.
+
+    Raises:
+        OSError: The disk is full.
     """
+    shared = () if shares is None else share_weights(model, shares)
     weights = graph.with_suffix(".weights")
-    ir.save(model, graph, external_data=weights.name, size_threshold_bytes=256, alignment=64)
-    return (weights,) if weights.exists() else ()
+    own = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.nbytes > THRESHOLD
+        and not isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    tensors = [value.const_value for value in own if value.const_value is not None]
+    if tensors:
+        written = ir.external_data.convert_tensors_to_external(tensors, graph.parent, weights.name, alignment=64)
+        _check_whole(weights, written)
+        for value, tensor in zip(own, written, strict=True):
+            value.const_value = tensor
+    ir.save(model, graph)
+    return (*((weights,) if tensors else ()), *(graph.with_name(name) for name in shared))
+
+
+def _check_whole(weights: Path, written: Sequence[ir.TensorProtocol]) -> None:
+    """Raise `OSError` for weights that end early: NumPy's tofile does not tell when its last block is refused."""
+    ends = [(t.offset or 0) + (t.length or 0) for t in written if isinstance(t, ir.ExternalTensor)]
+    if weights.stat().st_size < max(ends, default=0):
+        raise OSError(errno.ENOSPC, "the weights were cut short", str(weights))
 
 
 def release(model: ir.Model) -> None:

@@ -69,6 +69,10 @@ class Network:
         samples: How to draw an input; by default normal values, which integer inputs cannot use.
         sample_from: Like `samples`, from the module, for inputs that depend on its weights.
         weights: "int8" stores the rows of tables and linear weights in 8 bits; None stores as the bundle does.
+        derived: Dimensions whose extent follows from that of others, by name, e.g. pixels from height and width.
+        shares: A network exported before this one; weights that it has stored are read from its file.
+        islands: Engines that compute in lower precision keep everything but products in float32, see `engines.islands`.
+        variants: Of `sizes`, which are checked; the first is stored as the reference.
     """
 
     name: str
@@ -79,16 +83,21 @@ class Network:
     samples: Mapping[str, Sample] = field(default_factory=dict)
     sample_from: Callable[[nn.Module], Mapping[str, Sample]] | None = None
     weights: str | None = None
+    derived: Mapping[str, Callable[[Mapping[str, int]], int]] = field(default_factory=dict)
+    shares: str | None = None
+    islands: bool = False
+    variants: tuple[int, ...] = (1,)
 
     def sizes(self, variant: int) -> dict[str, int]:
         """Small extents for every dimension; variant 0 is traced, variant 1, all other, is checked."""
         result = {}
-        for index, (name, d) in enumerate(self.dimensions.items()):
+        free = [(name, d) for name, d in self.dimensions.items() if name not in self.derived]
+        for index, (name, d) in enumerate(free):
             # Neighbouring dimensions differ, so that height and width cannot be mistaken for each other.
             units = 2 + (index % 3 + variant) % 3
             smallest = -(-max(d.min, 2) // d.multiple)
             result[name] = min(max(units, smallest + variant) * d.multiple, d.max)
-        return result
+        return result | {name: extent(result) for name, extent in self.derived.items()}
 
     def example(self, module: nn.Module, sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, Tensor]:
         """Inputs of these extents, the same for the same seed."""

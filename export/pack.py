@@ -24,8 +24,10 @@ def pack(
     """Make the bundle of a system.
 
     Arguments:
-        system: "latent-diffusion".
-        checkpoints: Path by role. "latent-diffusion" takes ``model`` and may take ``config`` and ``tokenizer``.
+        system: "latent-diffusion", "pix2pix-zero" or "cold-diffusion".
+        checkpoints: Path by role. "latent-diffusion" takes ``model`` and may take ``config`` and ``tokenizer``;
+            "pix2pix-zero" may take a ``captioner`` too, and a bundle for its model; "cold-diffusion" takes ``model``,
+            a file of `training.train_cold`.
         out: Folder of the bundle.
         precision: How large weights are stored.
         on_progress: Told of every step.
@@ -48,8 +50,28 @@ def pack(
                 precision=precision,
                 on_progress=on_progress,
             )
+        case "pix2pix-zero":
+            from .recipes import pix2pix_zero
+
+            roles = _roles(system, checkpoints, need=("model",), may=("config", "tokenizer", "captioner"))
+            return pix2pix_zero.export(
+                roles["model"] or "",
+                out,
+                config=roles["config"],
+                tokenizer=roles["tokenizer"],
+                captioner=roles["captioner"],
+                precision=precision,
+                on_progress=on_progress,
+            )
+        case "cold-diffusion":
+            from .recipes import cold_diffusion
+
+            roles = _roles(system, checkpoints, need=("model",), may=())
+            return cold_diffusion.export(roles["model"] or "", out, precision=precision, on_progress=on_progress)
         case _:
-            raise ExportError(f"no system is named {system!r}; this version packs latent-diffusion")
+            raise ExportError(
+                f"no system is named {system!r}; this version packs latent-diffusion, pix2pix-zero and cold-diffusion"
+            )
 
 
 def _roles(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from typing import Any, cast
 
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..engines.binding import Binding, Dimension
 from ..errors import ExportError
+from .gradient import Differentiated, capture
 from .network import Network
 
 __all__ = ["OPSET", "trace"]
@@ -50,17 +51,21 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
         ExportError: The exporter cannot follow the module, or specialises a dimension that should stay free.
     """
     module.eval().requires_grad_(False)
-    axes = _dynamic_axes(network.inputs, network.dimensions)
+    inferred = {name for name, d in network.dimensions.items() if d.multiple == 1}
+    names = inferred if isinstance(module, Differentiated) else network.derived.keys()
+    axes = _dynamic_axes(network.inputs, network.dimensions, names)
+    given = tuple(inputs[b.name] for b in network.inputs)
     try:
         with _quiet(), torch.no_grad():
+            gradient = capture(module, given, axes) if isinstance(module, Differentiated) else None
             program = torch.onnx.export(
-                module,
-                tuple(inputs[b.name] for b in network.inputs),
+                module if gradient is None else gradient,
+                given if gradient is None else (),
                 input_names=[b.name for b in network.inputs],
                 output_names=[b.name for b in network.outputs],
                 opset_version=OPSET,
                 dynamo=True,
-                dynamic_shapes=axes,
+                dynamic_shapes=axes if gradient is None else None,
                 optimize=False,
                 verbose=False,
             )
@@ -73,11 +78,23 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
     return cast("ir.Model", cast(Any, program).model)
 
 
-def _dynamic_axes(inputs: tuple[Binding, ...], dimensions: Mapping[str, Dimension]) -> tuple[dict[int, object], ...]:
-    """torch's symbolic dimension for every symbolic axis; multiples become multiples of a hidden dimension."""
+def _dynamic_axes(
+    inputs: tuple[Binding, ...], dimensions: Mapping[str, Dimension], inferred: Collection[str]
+) -> tuple[dict[int, Any], ...]:
+    """torch's symbolic dimension for every symbolic axis; multiples become multiples of a hidden dimension.
+
+    Arguments:
+        inputs: The inputs.
+        dimensions: Their dimensions.
+        inferred: Those of which torch finds out relations and ranges itself: products of others, and in a
+            gradient all that it can, since it holds a branch of diffusers (64 rows or more) against a stated range.
+    """
     symbols: dict[str, object] = {}
     for name, d in dimensions.items():
         if d.min == d.max:
+            continue
+        if name in inferred:
+            symbols[name] = torch.export.Dim.AUTO
             continue
         if d.multiple == 1:
             symbols[name] = torch.export.Dim(name, min=d.min, max=d.max)

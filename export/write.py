@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..engines.bundle import BundleWriter
+from ..engines.islands import ISLANDS
 from ..engines.manifest import NetworkSpec
 from ..engines.precision import Precision, PrecisionPlan
 from ..errors import ExportError
 from . import graph
 from .check import check_graph, measure, tolerances, write_reference
+from .gradient import Differentiated
 from .network import Network
 from .trace import trace
+from .untie import cast_last, untie_square_weights
 
 __all__ = ["Progress", "export_network", "quiet"]
 
@@ -50,10 +54,11 @@ def export_network(
     path = writer.path(f"{name}.onnx")
     on_progress(f"{name}: loading")
     module = network.build()
-    inputs = network.example(module, network.sizes(1), seed=1)
-    outputs = _run(network, module, inputs)
+    gradient = isinstance(module, Differentiated)
+    examples = [network.example(module, network.sizes(variant), seed=variant) for variant in network.variants]
+    cases = [(inputs, _run(network, module, inputs)) for inputs in examples]
     reference = writer.path(f"{name}.reference.safetensors")
-    write_reference(reference, inputs, outputs)
+    write_reference(reference, *cases[0])
 
     on_progress(f"{name}: tracing")
     model = trace(network, module, network.example(module, network.sizes(0)))
@@ -61,7 +66,10 @@ def export_network(
     graph.name_dimensions(model, network.inputs, network.outputs)
     on_progress(f"{name}: writing")
     kept = graph.store_rows_int8(model) if network.weights == "int8" else graph.store(model, precision)
-    weights = graph.save(model, path)
+    if gradient:
+        untie_square_weights(model)
+        cast_last(model)
+    weights = graph.save(model, path, shares=_shared(writer, network))
     graph.release(model)
     del model, module
     gc.collect()
@@ -75,16 +83,23 @@ def export_network(
         inputs=network.inputs,
         outputs=network.outputs,
         dimensions=dict(network.dimensions),
-        precision=PrecisionPlan("fp32" if network.weights else precision, kept),
+        precision=PrecisionPlan(
+            "fp32" if network.weights else precision, (*((ISLANDS,) if network.islands else ()), *kept)
+        ),
         reference=reference.name,
-        tolerance=tolerances(network.weights or precision),
+        tolerance=tolerances(network.weights or precision, gradient=gradient),
     )
-    deviation = asdict(measure(path.parent, spec, inputs, outputs))
-    return replace(spec, parity={key: deviation[key] for key in ("max_abs", "relative", "cosine")})
+    return replace(spec, parity=measure(path.parent, spec, cases, gradient=gradient))
+
+
+def _shared(writer: BundleWriter, network: Network) -> Path | None:
+    """The graph whose weights are used, if it has been written."""
+    path = None if network.shares is None else writer.path(f"{network.shares}.onnx")
+    return path if path is not None and path.is_file() else None
 
 
 def _run(network: Network, module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    module.eval()
+    module.eval().requires_grad_(False)
     with torch.no_grad():
         result = module(*(inputs[b.name] for b in network.inputs))
     results = result if isinstance(result, tuple) else (result,)

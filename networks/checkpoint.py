@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 
-__all__ = ["StateDict", "build", "ema_weights", "read_checkpoint", "read_folder", "section"]
+__all__ = ["StateDict", "build", "ema_weights", "read_checkpoint", "read_folder", "read_record", "section"]
 
 StateDict: TypeAlias = "dict[str, Tensor]"
 Module = TypeVar("Module", bound=nn.Module)
@@ -55,6 +56,15 @@ def read_checkpoint(path: Path | str, *, wrapper: str = "state_dict") -> StateDi
         found = ", ".join(map(str, list(state)[:5])) or "nothing"
         raise CheckpointError(f"{path}: holds no tensors by name but {found}; is it a checkpoint?")
     return tensors
+
+
+def read_record(path: Path | str, key: str) -> dict[str, Any]:
+    """A record of plain values that a ``.ckpt`` or ``.pt`` file keeps beside its tensors; empty if there is none."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return {}
+    record = _read_pickle(path).get(key)
+    return dict(record) if isinstance(record, Mapping) else {}
 
 
 def read_folder(folder: Path) -> StateDict:
@@ -125,16 +135,33 @@ def _load(path: Path) -> Any:
 def _refuse(path: Path, error: pickle.UnpicklingError) -> NoReturn:
     text = str(error)
     match = _UNSAFE.search(text)
-    if match is None:
+    name = next((group for group in match.groups() if group), None) if match else _called(path)
+    if name is None:
         raise CheckpointError(
             f"{path}: is not a torch checkpoint ({text.splitlines()[-1][:160]}); download it again"
         ) from error
-    name = next(group for group in match.groups() if group)
     raise CheckpointError(
         f"{path}: is a pickle that calls {name}, and pickled code is never run here; if you trust it, convert it "
         "elsewhere to plain tensors: "
         "torch.save({'state_dict': torch.load(path, weights_only=False)['state_dict']}, 'plain.ckpt')"
     ) from error
+
+
+def _called(path: Path) -> str | None:
+    """The first thing that a plain pickle of any protocol calls, read without running it; None if it is no pickle."""
+    words: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST"):
+                    return str(argument).replace(" ", ".")
+                if opcode.name == "STACK_GLOBAL":
+                    return ".".join(words[-2:]) or None
+                if isinstance(argument, str):
+                    words.append(argument)
+    except Exception:  # pickletools raises many kinds on what is no pickle
+        return None
+    return None
 
 
 def section(state: Mapping[str, Tensor], prefix: str) -> StateDict:
@@ -179,7 +206,7 @@ def build(
         ignore: Patterns (`re.fullmatch`-ed prefixes) of names that may be left over.
 
     Raises:
-        CheckpointError: Names are missing or left over, or a shape differs.
+        CheckpointError: Names are missing or left over, a shape differs, or a weight is not finite.
     """
     with torch.device("meta"):
         module = factory()
@@ -197,9 +224,20 @@ def build(
             f"{what}: {len(wrong)} shapes do not fit the network: {_some(wrong, '; ')}; is the config its own?"
         )
     plain = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    broken = [key for key, value in plain.items() if value.is_floating_point() and not _finite(value)]
+    if broken:
+        raise CheckpointError(
+            f"{what}: {len(broken)} weights hold NaN or infinity: {_some(broken)}; the file is damaged or its training "
+            "diverged: take another"
+        )
     module.load_state_dict(plain, strict=True, assign=True)
     _fill_buffers(module, what)
     return module.eval().requires_grad_(False)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite, without a copy."""
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
 def _fill_buffers(module: nn.Module, what: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import StateDict, read_checkpoint
+from .checkpoint import StateDict, read_checkpoint, read_record
 
-__all__ = ["ColdCheckpoint", "check_kernels", "read_cold_checkpoint", "unwrap"]
+__all__ = ["ColdCheckpoint", "check_alphas", "check_kernels", "read_cold_checkpoint", "unwrap"]
 
 _NETWORK = re.compile(r"(?:module\.)*(?:denoise_fn|defade_fn)\.(?:module\.)*(.+)")
 _KERNEL = re.compile(r"gaussian_kernels\.(\d+)\.weight")
@@ -32,10 +32,12 @@ class ColdCheckpoint:
     Arguments:
         network: The network's weights under their plain names.
         buffers: The rest: kernels, alphas …, without ``module.``.
+        about: What `training.train_cold` says of degradation and network; the original's files say nothing.
     """
 
     network: StateDict
     buffers: StateDict
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def kernels(self) -> tuple[Tensor, ...]:
         """Saved blur kernels in the order of steps, (k, k) each; none for other degradations.
@@ -62,7 +64,8 @@ def read_cold_checkpoint(path: Path | str, *, weights: Literal["ema", "model"] =
     Raises:
         CheckpointError: The file is none of these.
     """
-    return unwrap(read_checkpoint(path, wrapper=weights), str(path))
+    result = unwrap(read_checkpoint(path, wrapper=weights), str(path))
+    return replace(result, about=read_record(path, "about"))
 
 
 def unwrap(state: Mapping[str, Tensor], what: str) -> ColdCheckpoint:
@@ -108,3 +111,20 @@ def check_kernels(saved: Sequence[Tensor], configured: Sequence[np.ndarray[Any, 
                 f"blur kernel {i} has {float(a.max()):.6g} at its centre in the checkpoint and {float(b.max()):.6g} in "
                 f"{what}; set the routine and std that it was trained with"
             )
+
+
+def check_alphas(saved: Tensor | None, configured: np.ndarray[Any, np.dtype[Any]], what: str) -> None:
+    """Compares the ``alphas_cumprod`` of a checkpoint, if it has one, with those of a mixing degradation.
+
+    Raises:
+        CheckpointError: They differ in number or by more than 1e-5.
+    """
+    if saved is None:
+        return
+    if tuple(saved.shape) != configured.shape:
+        raise CheckpointError(f"the checkpoint has {saved.numel()} alphas, {what} has {configured.size}; set the steps")
+    difference = float((saved.double() - torch.from_numpy(configured)).abs().max())
+    if difference > 1e-5:
+        raise CheckpointError(
+            f"alphas of the checkpoint and of {what} differ by {difference:.2g}; is it another schedule?"
+        )

@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import CheckpointError
 from .autoencoder import AttnBlock, Downsample, Upsample
 from .convnext import sinusoidal
 from .layers import group_norm
@@ -38,6 +40,23 @@ class DDPMConfig:
     def multiple(self) -> int:
         """Sides of pictures are multiples of this."""
         return int(2 ** (len(self.ch_mult) - 1))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, resolution: int = 32) -> DDPMConfig:
+        """What the weights tell; at which picture size they were trained leaves no weight and has to be said.
+
+        Raises:
+            CheckpointError: These are not the weights of such a network.
+        """
+        if "conv_in.weight" not in state or "down.0.block.0.conv1.weight" not in state:
+            found = ", ".join(list(state)[:3])
+            raise CheckpointError(f"DDPM Model: has no conv_in or down.0.block.0, but {found}; is it a ConvNeXt UNet?")
+        levels = len({key.split(".")[1] for key in state if key.startswith("down.")})
+        blocks = len({key.split(".")[3] for key in state if key.startswith("down.0.block.")})
+        ch, in_channels = state["conv_in.weight"].shape[:2]
+        mults = tuple(state[f"down.{level}.block.0.conv1.weight"].shape[0] // ch for level in range(levels))
+        attend = tuple(resolution >> level for level in range(levels) if f"down.{level}.attn.0.norm.weight" in state)
+        return cls(resolution, ch, mults, blocks, attend, in_channels, state["conv_out.weight"].shape[0])
 
 
 class ResnetBlock(nn.Module):

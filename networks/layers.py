@@ -33,12 +33,19 @@ def timestep_embedding(t: Tensor, dim: int, *, max_period: float = 10_000.0) -> 
     return nn.functional.pad(embedding, (0, 1)) if dim % 2 else embedding
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Explicit softmax(q kᵀ · scale) v over (B, heads, tokens, dim), softmax in float32.
+def attention_map(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
+    """softmax(q kᵀ · scale) over (B, heads, tokens, dim): probabilities (B, heads, tokens of q, tokens of k), float32.
 
-    Written out rather than fused: the maps stay reachable and the backward pass is plain MatMuls.
     The scale is shared between both factors so that half-precision products do not overflow.
     """
     root = math.sqrt(scale)
     scores = (q * root) @ (k * root).transpose(-1, -2)
-    return torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
+    return torch.softmax(scores.float(), dim=-1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Explicit softmax(q kᵀ · scale) v over (B, heads, tokens, dim), softmax in float32.
+
+    Written out rather than fused: the maps stay reachable and the backward pass is plain MatMuls.
+    """
+    return attention_map(q, k, scale=scale).to(v.dtype) @ v

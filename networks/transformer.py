@@ -10,11 +10,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import attention, group_norm
+from .layers import attention_map, group_norm
+from .maps import MapRecorder
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of pixels over tokens, or over themselves without a context."""
+    """Multi-head attention of pixels over tokens, or over themselves without a context.
+
+    Attributes:
+        recorder: Takes the map of every call, if there is one; see `maps.record_maps`.
+    """
+
+    recorder: MapRecorder | None = None
 
     def __init__(self, query_dim: int, context_dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
@@ -31,8 +38,10 @@ class CrossAttention(nn.Module):
             layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, source in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
         )
-        h = attention(q, k, v, scale=self.scale)
-        return self.to_out(h.transpose(1, 2).flatten(2))
+        probabilities = attention_map(q, k, scale=self.scale)
+        if self.recorder is not None:
+            self.recorder(probabilities)
+        return self.to_out((probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
 
 class GEGLU(nn.Module):

@@ -7,25 +7,21 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from ..engines.binding import Array
 from ..errors import ParameterError
 from .degradation import Degradation, check_severity, degrade
-from .degradations.inpaint import Uniform
 from .degradations.resolution import resample_matrix
+from .degradations.spec import Random
 from .restoration import Restoration, Restorer, Stage, restore
 from .rng import Noise
 
 __all__ = ["GaussianMixture", "Random", "break_symmetry", "constant_pictures", "generate", "thumbnail_pictures"]
-
-
-class Random(Noise, Uniform, Protocol):
-    """Normals and uniforms; `rng.TorchGenerator` and `rng.PhiloxGenerator` are."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,16 @@ class GaussianMixture:
             raise ParameterError(
                 f"mixture weights sum to {self.weights.sum():g}, need 1, none negative; normalise them"
             )
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array]) -> GaussianMixture:
+        """Of arrays by name, as a bundle keeps them."""
+        names = ("weights", "means", "covariances")
+        if arrays.keys() != set(names):
+            raise ParameterError(
+                f"a mixture is {', '.join(names)}, the file has {', '.join(arrays)}; fit it with training.fit_mixture"
+            )
+        return cls(*(arrays[name] for name in names))
 
     def sample(self, n: int, rng: Random) -> Array:
         """float32 (n, D): components by one uniform each, then normals; roots of covariances by eigenvalues."""

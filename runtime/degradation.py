@@ -134,7 +134,9 @@ def degrade(degradation: Degradation, x0: Array, t: int | None = None, *, quanti
 
 
 def severities(degradation: Degradation, x0: Array, t: Any) -> Array:
-    """D with a severity for each picture, as training needs it; the cost is one batch for each distinct severity.
+    """D with a severity for each picture, as training needs it.
+
+    The cost is that of one batch, or of one for each distinct severity where something was drawn for the pictures.
 
     Arguments:
         degradation: D.
@@ -150,7 +152,10 @@ def severities(degradation: Degradation, x0: Array, t: Any) -> Array:
     result = np.array(x0, dtype=np.float32)
     for severity in np.unique(times):
         rows = times == severity
-        result[rows] = degradation(x0, int(severity))[rows]
+        if degradation.deterministic:
+            result[rows] = degradation(x0[rows], int(severity))
+        else:  # something was drawn for every picture of the batch
+            result[rows] = degradation(x0, int(severity))[rows]
     return result
 
 

@@ -21,7 +21,7 @@ from ..engines.binding import Array
 from ..engines.storage import atomic_write
 from ..engines.strict import JSON
 from ..errors import BundleError, ImageError, MissingDependency
-from .pixels import eight_bits, from_float, over_white, resize_mask, to_float
+from .pixels import MAX_PIXELS, check_size, eight_bits, from_array, from_float, over_white, resize_mask, to_float
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,9 +44,6 @@ __all__ = [
 Source: TypeAlias = "str | os.PathLike[str] | bytes | Array"
 """Where a picture comes from: a path, the bytes of a file, or an array."""
 
-MAX_PIXELS = 64_000_000
-"""Largest picture `read` takes unless told otherwise (8000 x 8000); the header is checked before pixels are decoded."""
-
 _KEYWORD = "parameters"
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -54,8 +51,9 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 def read(source: Source, *, max_pixels: int = MAX_PIXELS) -> Array:
     """A picture as RGB.
 
-    Palettes, grayscale, CMYK and 16 bits become 8-bit RGB (16 bits are rounded, not clipped); the EXIF orientation is
-    applied; transparency is laid over white; of an animation the first frame is taken. Colour profiles are not applied.
+    Palettes, grayscale, CMYK and 16 bits become 8-bit RGB; 16 bits of gray are rounded, of colour Pillow keeps the
+    upper 8. The EXIF orientation is applied; transparency is laid over white; of an animation the first frame is taken.
+    Colour profiles are not applied.
 
     Arguments:
         source: A path, the bytes of a file, or a uint8 or uint16 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
@@ -68,7 +66,7 @@ def read(source: Source, *, max_pixels: int = MAX_PIXELS) -> Array:
         ImageError: It is missing, not a picture, truncated, too large, empty, or of floating-point pixels.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return from_array(source, max_pixels)
     with _opened(source, max_pixels) as (image, label):
         return _rgb(image, label)
 
@@ -141,18 +139,19 @@ def read_parameters(source: str | os.PathLike[str] | bytes) -> dict[str, JSON]:
         found = image.info.get(_KEYWORD, image.info.get("comment", "{}"))
     try:
         value = json.loads(found)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return cast("dict[str, JSON]", value) if isinstance(value, dict) else {}
 
 
-def resize(image: Array, size: tuple[int, int]) -> Array:
-    """uint8 (H, W, 3) brought to height and width `size` with Pillow's Lanczos filter."""
+def resize(image: Array, size: tuple[int, int], *, bicubic: bool = False) -> Array:
+    """uint8 (H, W, 3) brought to height and width `size` with Pillow's Lanczos filter, or its bicubic one."""
     if image.shape[:2] == tuple(size):
         return image
     if min(size) < 1:
         raise ImageError(f"a picture cannot be resized to {size[0]}x{size[1]}; height and width must be 1 or more")
-    return np.array(_picture(image).resize((size[1], size[0]), _pil().Resampling.LANCZOS))
+    filters = _pil().Resampling
+    return np.array(_picture(image).resize((size[1], size[0]), filters.BICUBIC if bicubic else filters.LANCZOS))
 
 
 def contact_sheet(
@@ -226,29 +225,6 @@ def _picture(image: Array) -> Image.Image:
     return cast("Image.Image", _pil().fromarray(np.ascontiguousarray(image)))
 
 
-def _from_array(array: Array, max_pixels: int) -> Array:
-    if array.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"a picture's array is uint8 or uint16, this is {array.dtype} {array.shape}; convert it first")
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
-        raise ImageError(f"a picture's array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), this is {array.shape}")
-    _check_size(array.shape[1], array.shape[0], max_pixels, "the array")
-    if array.dtype == np.uint16:
-        array = eight_bits(array)
-    if array.shape[2] == 4:
-        return over_white(array)
-    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
-
-
-def _check_size(width: int, height: int, max_pixels: int, label: str) -> None:
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{label}: has {width}x{height} = {width * height} pixels, at most {max_pixels} are read; "
-            "shrink it, or pass a larger max_pixels"
-        )
-
-
 @contextlib.contextmanager
 def _opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Generator[tuple[Image.Image, str]]:
     """Pillow's picture of a path or of bytes, with its size checked; whatever Pillow raises becomes `ImageError`."""
@@ -259,7 +235,7 @@ def _opened(source: str | os.PathLike[str] | bytes, max_pixels: int) -> Generato
             warnings.simplefilter("error", pil.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                _check_size(image.size[0], image.size[1], max_pixels, label)
+                check_size(image.size[0], image.size[1], max_pixels, label)
                 yield image, label
     except FileNotFoundError as error:
         raise ImageError(f"{label}: does not exist; pass the path of a picture") from error

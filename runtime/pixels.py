@@ -8,8 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from ..engines.binding import Array
+from ..errors import ImageError
 
-__all__ = ["eight_bits", "from_float", "over_white", "resize_mask", "to_float"]
+__all__ = [
+    "MAX_PIXELS",
+    "check_size",
+    "eight_bits",
+    "from_array",
+    "from_float",
+    "over_white",
+    "resize_mask",
+    "to_float",
+]
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is read unless told otherwise (8000 x 8000); a header is checked before pixels are decoded."""
 
 
 def resize_mask(mask: Array, size: tuple[int, int]) -> Array:
@@ -55,3 +68,28 @@ def over_white(rgba: Array) -> Array:
     """uint8 (…, 4) RGBA with straight alpha, laid over white -> uint8 (…, 3)."""
     alpha = rgba[..., 3:].astype(np.uint32)
     return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def from_array(array: Array, max_pixels: int) -> Array:
+    """A uint8 or uint16 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) as uint8 (H, W, 3); else `ImageError`."""
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"a picture's array is uint8 or uint16, this is {array.dtype} {array.shape}; convert it first")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise ImageError(f"a picture's array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), this is {array.shape}")
+    check_size(array.shape[1], array.shape[0], max_pixels, "the array")
+    if array.dtype == np.uint16:
+        array = eight_bits(array)
+    if array.shape[2] == 4:
+        return over_white(array)
+    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def check_size(width: int, height: int, max_pixels: int, label: str) -> None:
+    """Raise `ImageError` for a picture of more than `max_pixels`, called `label`."""
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{label}: has {width}x{height} = {width * height} pixels, at most {max_pixels} are read; "
+            "shrink it, or pass a larger max_pixels"
+        )

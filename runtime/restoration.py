@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ..engines.binding import Array
-from ..engines.engine import check_finite
+from ..engines.engine import Engine, check_finite
 from ..errors import Cancelled, ParameterError
 from .degradation import Degradation, Refitting, check_pictures, check_severity, neighbours
 
-__all__ = ["Restoration", "Restorer", "Stage", "restore"]
+__all__ = ["EngineRestorer", "Restoration", "Restorer", "Stage", "restore"]
 
 
 class Restorer(Protocol):
@@ -30,6 +30,31 @@ class Restorer(Protocol):
         The result may be overwritten by the next call.
         """
         ...
+
+
+class EngineRestorer:
+    """R from an engine with inputs ``x`` and, if it was trained with it, ``t``, and output ``x0``.
+
+    The index is fed from a buffer made at the first call of a batch size; a step allocates nothing here.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._t = np.empty(0, dtype=np.float32) if any(b.name == "t" for b in engine.spec.inputs) else None
+
+    @property
+    def network(self) -> str:
+        """The engine's name, for messages."""
+        return self._engine.spec.name
+
+    def __call__(self, x: Array, index: int) -> Array:
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        if self._t is None:
+            return self._engine(x=x)["x0"]
+        if self._t.size != x.shape[0]:
+            self._t = np.empty(x.shape[0], dtype=np.float32)
+        self._t.fill(index)
+        return self._engine(x=x, t=self._t)["x0"]
 
 
 @dataclass(frozen=True)

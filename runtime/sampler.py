@@ -63,7 +63,7 @@ class Sampler(Protocol):
         ...
 
     def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
-        """One update on its own, from x at t to x at s; rules with memory raise: step their run."""
+        """One update on its own, from x at t to x at s; rules with memory have none here, and are then of order 1."""
         ...
 
 

@@ -27,11 +27,13 @@ class Tokens:
         ids: int64 (B, max_tokens), padded.
         mask: int64 (B, max_tokens), 1 where a token is not padding.
         cut: For each prompt the part that did not fit, "" when all of it did.
+        unknown: For each prompt the parts that the vocabulary has no entry for; byte-level families have none.
     """
 
     ids: Array
     mask: Array
     cut: tuple[str, ...]
+    unknown: tuple[tuple[str, ...], ...] = ()
 
 
 class Tokenizer:
@@ -48,6 +50,7 @@ class Tokenizer:
     start: ClassVar[str]
     end: ClassVar[str]
     pad: ClassVar[str]
+    unknown: ClassVar[str | None] = None
 
     def __init__(self, path: Path | str, max_tokens: int) -> None:
         try:
@@ -64,30 +67,34 @@ class Tokenizer:
         self._start, self._end = self._special(path, self.start), self._special(path, self.end)
         padding = self._library.padding
         self._pad = int(padding["pad_id"]) if padding else self._special(path, self.pad)
+        self._unknown = None if self.unknown is None else self._library.token_to_id(self.unknown)
         self._library.no_padding()
         self._library.no_truncation()
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Ids of the prompts; what is too long is cut and told in `Tokens.cut`.
+        """Ids of the prompts; what is too long is cut and told in `Tokens.cut`, what is unknown in `Tokens.unknown`.
 
         Raises:
             PromptError: A prompt is not text.
         """
         ids = np.full((len(prompts), self.max_tokens), self._pad, dtype=np.int64)
         mask = np.zeros_like(ids)
-        cut = []
+        cut: list[str] = []
+        unknown: list[tuple[str, ...]] = []
         for row, prompt in enumerate(prompts):
-            tokens, rest = self._fit(prompt)
+            tokens, rest, strange = self._fit(prompt)
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
             cut.append(rest)
-        return Tokens(ids, mask, tuple(cut))
+            unknown.append(strange)
+        return Tokens(ids, mask, tuple(cut), tuple(unknown))
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entries for ids, for people to look at."""
         return [self._library.id_to_token(int(i)) or "?" for i in ids]
 
-    def _fit(self, prompt: str) -> tuple[list[int], str]:
+    def _fit(self, prompt: str) -> tuple[list[int], str, tuple[str, ...]]:
+        """Ids with start and end around them, what did not fit, and what is not in the vocabulary."""
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt is a {type(prompt).__name__}, need text; pass a str")
         try:
@@ -99,7 +106,9 @@ class Tokenizer:
         encoding = self._library.encode(prompt, add_special_tokens=False)
         room = self.max_tokens - 2
         rest = prompt[encoding.offsets[room][0] :].strip() if len(encoding.ids) > room else ""
-        return [self._start, *encoding.ids[:room], self._end], rest
+        kept = list(zip(encoding.ids[:room], encoding.offsets, strict=False))
+        strange = dict.fromkeys(prompt[begin:end] for index, (begin, end) in kept if index == self._unknown)
+        return [self._start, *encoding.ids[:room], self._end], rest, tuple(strange)
 
     def _special(self, path: Path | str, token: str) -> int:
         index = self._library.token_to_id(token)
@@ -132,6 +141,7 @@ class BertTokenizer(Tokenizer):
     start = "[CLS]"
     end = "[SEP]"
     pad = "[PAD]"
+    unknown = "[UNK]"
 
 
 def open_tokenizer(family: str, path: Path | str, max_tokens: int) -> Tokenizer:

@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
-def run(tmp_path, tiny_ldm):
+def run(tmp_path, tiny_ldm, cold_bundle):
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     image.write(tmp_path / "picture.png", picture)
     mask = np.zeros_like(picture)
@@ -23,7 +23,8 @@ def run(tmp_path, tiny_ldm):
     image.write(tmp_path / "mask.png", mask)
 
     def run(name: str, *arguments: str) -> str:
-        command = [sys.executable, "-W", "error", EXAMPLES / name, tiny_ldm, *arguments]
+        bundle = cold_bundle if name == "restore.py" else tiny_ldm
+        command = [sys.executable, "-W", "error", EXAMPLES / name, bundle, *arguments]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     return run
@@ -47,6 +48,11 @@ def test_inpaint(run, tmp_path):
 def test_previews_and_cancel(run, tmp_path):
     assert "stopped" in run("previews_and_cancel.py", "cat", "out.png", "--stop-after", "3")
     assert (tmp_path / "out.png").exists()
+
+
+def test_restore(run, tmp_path):
+    assert "restored" in run("restore.py", "picture.png", "out.png", "sheet.png")
+    assert image.read(tmp_path / "sheet.png").shape == (24, 84, 3)
 
 
 def test_every_example_is_tested_and_listed():

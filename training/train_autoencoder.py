@@ -25,17 +25,27 @@ CONFIG = AutoencoderConfig(ch=64, ch_mult=(1, 2, 2), num_res_blocks=1, z_channel
 EMBED_DIM = 4
 
 
-def batch(pixels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Random pictures, flipped, shifted and recoloured, over plain backgrounds: (B, 3, H, W) in [-1, 1]."""
+def batch(
+    pixels: np.ndarray, size: int, rng: np.random.Generator, *, recolour: float = 0.3, white: float = 0.5
+) -> np.ndarray:
+    """Random pictures, flipped, shifted and recoloured, over plain backgrounds: (B, 3, H, W) in [-1, 1].
+
+    Arguments:
+        pixels: uint8 RGBA (N, H, W, 4).
+        size: B.
+        rng: Draws.
+        recolour: Share of pictures whose channels change places.
+        white: Share of white backgrounds; the others have any colour.
+    """
     rows = pixels[rng.integers(len(pixels), size=size)].copy()
     for row in rows:
         shift = rng.integers(-6, 7, size=2)
         row[...] = np.roll(row, tuple(shift), axis=(0, 1))
         if rng.random() < 0.5:
             row[...] = row[:, ::-1]
-        if rng.random() < 0.3:
+        if rng.random() < recolour:
             row[..., :3] = row[..., rng.permutation(3)]
-    background = np.where(rng.random((size, 1)) < 0.5, 255, rng.integers(0, 256, (size, 3)))
+    background = np.where(rng.random((size, 1)) < white, 255, rng.integers(0, 256, (size, 3)))
     return emoji.over(rows, background)
 
 

@@ -6,16 +6,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from .muon import MuonAdamW
 
 log = logging.getLogger(__name__)
+
+PAUSE = 60.0
+"""Most seconds that one step counts: a process that was stopped for a while, or slept, was not training."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def train(
     *,
     device: torch.device,
     adam: Iterable[Tensor] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """Runs until the time is used up; resumes from ``checkpoint`` if it exists.
 
@@ -63,14 +69,17 @@ def train(
         model: Trained in place, on ``device``, in channels_last.
         loss_of: Step number -> (scalar loss, values to log); called under bfloat16 autocast.
         adam: Matrices that AdamW updates instead of Muon: first and last layers, embeddings.
-        checkpoint: Holds {model, ema, optimizer, step, seconds}; written beside and renamed.
+        checkpoint: Holds {model, ema, optimizer, step, seconds, about}; written beside and renamed.
+        about: What is trained, plain values; a checkpoint that says otherwise is not resumed.
 
     Returns:
         The averaged weights (EMA) as a state dict.
 
     Raises:
         FloatingPointError: The loss is not finite.
+        CheckpointError: The checkpoint is of something else.
     """
+    about = dict(about or {})
     optimizer = MuonAdamW(
         [p for p in model.parameters() if p.requires_grad],
         options.learning_rate,
@@ -81,6 +90,8 @@ def train(
     step, seconds = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state.get("about", {}) != about:
+            raise CheckpointError(f"{checkpoint}: is of {state.get('about')}, not of {about}; train into another file")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema, step, seconds = state["ema"], state["step"], state["seconds"]
@@ -95,6 +106,7 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "step": step,
                 "seconds": seconds,
+                "about": about,
             },
             beside,
         )
@@ -122,7 +134,7 @@ def train(
         for name, value in values.items():
             running[name] = 0.95 * running.get(name, value) + 0.05 * value
         now = time.monotonic()
-        seconds, last = seconds + now - last, now
+        seconds, last = seconds + min(now - last, PAUSE), now
         if step % options.log_every == 0:
             text = " ".join(f"{k} {v:.5f}" for k, v in running.items())
             log.info("step %d  %.1f min  lr %.2e  %s", step, seconds / 60, rate, text)

@@ -156,11 +156,16 @@ def _condition(ldm: LdmConfig, cond: Mapping[str, Tensor], sides: parts.Sides, w
     stage = f"{what} (cond_stage_model)"
     given = ldm.params.get("cond_stage_config")
     params: Mapping[str, Any] = given.get("params") or {} if isinstance(given, Mapping) else {}
-    if ldm.unet.context_dim is not None and channels != latent:
-        raise ExportError(
-            f"{what}: the UNet takes {channels} channels and a context, which is hybrid conditioning; "
-            "export a model with one of the two"
-        )
+    task: Task = "text"
+    way: Conditioning = "crossattn"
+    prompted = any(key.startswith("transformer.text_model.") for key in cond)
+    if ldm.hybrid:
+        if not prompted or channels != 2 * latent + 1:
+            raise ExportError(
+                f"{what}: the UNet takes {channels} channels for latents of {latent} and a context; "
+                "of such models only Stable Diffusion's for inpainting is supported (twice as many and a mask)"
+            )
+        task, way = "inpaint", "hybrid"
     if "embedding.weight" in cond:
         classes, width = (int(n) for n in cond["embedding.weight"].shape)
         null = ldm.null_class
@@ -170,11 +175,11 @@ def _condition(ldm: LdmConfig, cond: Mapping[str, Tensor], sides: parts.Sides, w
         return _Condition("class", "crossattn", (embedder,), (1, width), {"null_class": null})
     if "transformer.token_emb.weight" in cond:
         return _bert(cond, params, stage)
-    if any(key.startswith("transformer.text_model.") for key in cond):
+    if prompted:
         weights = section(cond, "transformer.")
         encoder = clip_text_encoder(clip_config(weights, stage), weights, stage)
         context = encoder.dimensions["tokens"].max, int(encoder.outputs[0].shape[-1])
-        return _Condition("text", "crossattn", (encoder,), context, {"max_tokens": context[0], "tokenizer": "clip"})
+        return _Condition(task, way, (encoder,), context, {"max_tokens": context[0], "tokenizer": "clip"})
     if "channel_mapper.weight" in cond:
         return _semantic(cond, params, sides, stage)
     if ldm.unet.context_dim is not None:
@@ -230,15 +235,15 @@ def _semantic(cond: Mapping[str, Tensor], params: Mapping[str, Any], sides: part
 
 def _defaults(ldm: LdmConfig, task: Task) -> Defaults:
     """The scripts' defaults, the config's section ``sfumato`` before them."""
-    can_guide = task == "text" or (task == "class" and ldm.null_class is not None)
+    can_guide = task == "text" or ldm.hybrid or (task == "class" and ldm.null_class is not None)
     scale = {"text": 5.0, "class": 3.0}.get(task, 1.0) if can_guide else 1.0
-    if ldm.published is not None and ldm.published.name.startswith("stable-diffusion"):
+    if ldm.hybrid or (ldm.published is not None and ldm.published.name.startswith("stable-diffusion")):
         scale = 7.5
     values: dict[str, Any] = {"steps": 50, "guidance_scale": scale, "eta": 1.0 if task == "upscale" else 0.0}
     given = ldm.extra.get("defaults") or {}
     try:
         return Defaults(**{**values, **given})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"sfumato.defaults of the config cannot be used ({error}); correct it") from error
 
 

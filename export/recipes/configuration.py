@@ -54,6 +54,11 @@ class LdmConfig:
         return bool(self.params.get("use_ema", True))
 
     @property
+    def hybrid(self) -> bool:
+        """The UNet takes further channels and a context."""
+        return self.unet.context_dim is not None and self.unet.in_channels != self.embed_dim
+
+    @property
     def latent_size(self) -> tuple[int, int]:
         """Usual height and width in latents; the YAML's, the published, or those of a 256-pixel picture."""
         published = self.published.latent_size if self.published else 256 // self.first_stage.factor

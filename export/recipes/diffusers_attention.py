@@ -6,13 +6,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...networks.layers import attention
+from ...networks.layers import attention_map
+from ...networks.maps import MapRecorder
 
 __all__ = ["ExplicitAttention", "write_out_attention"]
 
 
 class ExplicitAttention:
-    """An attention processor of diffusers over (B, heads, tokens, dim), for maps (B, C, H, W) and sequences alike."""
+    """An attention processor of diffusers over (B, heads, tokens, dim), for maps (B, C, H, W) and sequences alike.
+
+    Attributes:
+        recorder: Takes the probabilities of every call, if there is one; see `networks.maps.record_maps`.
+    """
+
+    recorder: MapRecorder | None = None
 
     def __call__(
         self,
@@ -32,7 +39,10 @@ class ExplicitAttention:
             layer(source).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer, source in ((attn.to_q, h), (attn.to_k, context), (attn.to_v, context))
         )
-        h = attn.to_out[0](attention(q, k, v, scale=attn.scale).transpose(1, 2).flatten(2))
+        probabilities = attention_map(q, k, scale=attn.scale)
+        if self.recorder is not None:
+            self.recorder(probabilities)
+        h = attn.to_out[0]((probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2))
         if hidden_states.ndim == 4:
             h = h.transpose(1, 2).reshape(hidden_states.shape)
         h = h + hidden_states if attn.residual_connection else h

@@ -1,4 +1,4 @@
-"""Folders saved by diffusers: Stable Diffusion 1 and 2, and Latent Diffusion's text, unconditional and SR pipelines."""
+"""Folders saved by diffusers: Stable Diffusion 1 and 2 with their inpainting models, Latent Diffusion's pipelines."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ from .model import Model
 from .schedules import diffusers_noise
 
 __all__ = ["read_diffusers"]
+
+_FURTHER_INPUTS = (
+    *("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim"),
+    "time_cond_proj_dim",  # the embedded guidance scale of models distilled to consistency (LCM)
+)
+"""Settings of a UNet that give it inputs which the exported graph would leave out without a word."""
 
 _VQ_DEFAULT = 0.18215
 """`VQModel`'s default scaling_factor: it was added after the models were published, and stands in files by accident."""
@@ -97,7 +103,7 @@ def _supported(folder: Path, unet: Mapping[str, Any], unet_class: str, vae: Mapp
     """Refuse what the traced signatures would silently leave out."""
     if vae_class not in ("AutoencoderKL", "VQModel"):
         raise ExportError(f"{folder}: the first stage is a {vae_class}, need AutoencoderKL or VQModel")
-    for name in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim"):
+    for name in _FURTHER_INPUTS:
         if unet.get(name):
             raise ExportError(f"{folder}: {unet_class} has {name} {unet[name]!r}, which is no part of latent diffusion")
     if vae.get("norm_type", "group") != "group" or vae.get("lookup_from_codebook"):
@@ -108,13 +114,15 @@ def _task(folder: Path, unet: Mapping[str, Any], latent: int, text: bool) -> tup
     channels = int(unet["in_channels"])
     if text and channels == latent:
         return "text", "crossattn"
+    if text and channels == 2 * latent + 1:
+        return "inpaint", "hybrid"
     if not text and channels == latent:
         return "unconditional", "none"
     if not text and channels == 2 * latent:
         return "upscale", "concat"
     raise ExportError(
-        f"{folder}: the UNet takes {channels} channels for latents of {latent}{' and a text' if text else ''}, "
-        "which is hybrid conditioning and not supported"
+        f"{folder}: the UNet takes {channels} channels for latents of {latent}{' and a text' if text else ''}; "
+        + ("need as many, or twice as many and a mask (inpainting)" if text else "need as many or twice as many")
     )
 
 

@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -29,7 +29,7 @@ from .compvis import read_compvis
 from .model import Model
 from .schedules import Noise
 
-__all__ = ["export", "pack_latent_diffusion", "pack_model"]
+__all__ = ["export", "pack_latent_diffusion", "pack_model", "read_model"]
 
 
 def export(
@@ -60,19 +60,7 @@ def export(
         ExportError: It cannot be exported, or the export disagrees with torch.
         BundleError: `out` cannot be written.
     """
-    source = Path(checkpoint)
-    if not source.exists():
-        raise CheckpointError(f"{source}: does not exist; pass a .ckpt, .safetensors or a folder saved by diffusers")
-    if source.is_dir():
-        from .diffusers_folder import read_diffusers
-
-        if config is not None:
-            raise ExportError(f"{source}: is a folder, which holds its own configuration; leave config out")
-        model = read_diffusers(source)
-    else:
-        model = read_compvis(
-            source, None if config is None else Path(config), None if tokenizer is None else Path(tokenizer)
-        )
+    model = read_model(checkpoint, config, tokenizer)
     return pack_model(
         model,
         out,
@@ -83,6 +71,22 @@ def export(
     )
 
 
+def read_model(checkpoint: Path | str, config: Path | str | None = None, tokenizer: Path | str | None = None) -> Model:
+    """Read a checkpoint of any kind that `export` takes, and with the errors it raises."""
+    source = Path(checkpoint)
+    if not source.exists():
+        raise CheckpointError(f"{source}: does not exist; pass a .ckpt, .safetensors or a folder saved by diffusers")
+    if source.is_dir():
+        from .diffusers_folder import read_diffusers
+
+        if config is not None:
+            raise ExportError(f"{source}: is a folder, which holds its own configuration; leave config out")
+        return read_diffusers(source)
+    return read_compvis(
+        source, None if config is None else Path(config), None if tokenizer is None else Path(tokenizer)
+    )
+
+
 def pack_model(
     model: Model,
     out: Path | str,
@@ -90,11 +94,13 @@ def pack_model(
     precision: Precision = "fp16",
     name: str = "",
     license: str = "",
+    files: Mapping[str, bytes | Path] | None = None,
+    assets: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> Bundle:
-    """Write the bundle of a model whose parts are known; see `export`."""
-    files: dict[str, bytes | Path] = dict(model.noise.files)
-    assets: dict[str, str] = {}
+    """Write the bundle of a model whose parts are known, with further files and assets; see `export`."""
+    files = {**model.noise.files, **(files or {})}
+    assets = dict(assets or {})
     if model.tokenizer is not None:
         files["tokenizer.json"] = model.tokenizer
         assets["tokenizer"] = "tokenizer.json"

@@ -2,7 +2,7 @@
 
 What weights do not tell (heads, schedule, scale, usual size) is known for these, so that their checkpoints export
 without a YAML. Source: the configurations in CompVis/latent-diffusion ``models/ldm/*/config.yaml`` and
-CompVis/stable-diffusion ``configs/stable-diffusion/v1-inference.yaml``.
+CompVis/stable-diffusion ``configs/stable-diffusion/v1-inference.yaml``; the inpainting model is v1 with nine channels.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ PUBLISHED = (
     Published("bsr_sr", 160, (1, 2, 2, 4), (6, 3), None, 4, 64, (0.0015, 0.0155), num_head_channels=32),
     Published("inpainting_big", 256, (1, 2, 3, 4), (7, 3), None, 4, 64, (0.0015, 0.0205), num_heads=8),
     Published("stable-diffusion-v1", 320, (1, 2, 4, 4), (4, 4), 768, 8, 64, _SD, num_heads=8, scale_factor=0.18215),
+    Published(
+        "stable-diffusion-inpainting", 320, (1, 2, 4, 4), (9, 4), 768, 8, 64, _SD, num_heads=8, scale_factor=0.18215
+    ),
 )
 
 

@@ -10,12 +10,14 @@ from .inpaint import ColourFade, Inpaint
 from .noise import HotNoise
 from .resolution import Resolution
 from .snow import Snow
+from .spec import DegradationSpec
 
 __all__ = [
     "Animorphosis",
     "Blur",
     "ColourFade",
     "Decolor",
+    "DegradationSpec",
     "HotNoise",
     "Inpaint",
     "Resolution",

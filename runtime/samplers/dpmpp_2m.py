@@ -6,19 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ...engines.binding import Array
-from ...errors import ParameterError
-from ..denoiser import Prediction
 from ..schedule import Schedule
 from ..spacings import karras
 from .pairs import pairs
-from .rule import Rule, Run, terms
+from .rule import Remembering, Rule, Run, terms
 
 __all__ = ["DPMSolverPP2M"]
 
 
 @dataclass(frozen=True)
-class DPMSolverPP2M:
+class DPMSolverPP2M(Remembering):
     """x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) D, D = x0 + (x0 - previous x0) h / (2 previous h).
 
     h is the rise of lambda = log(alpha / sigma). Order 2; the first step and the one to the clean picture,
@@ -59,9 +56,3 @@ class DPMSolverPP2M:
             rules.append(Rule(t, s, out, push="x0"))
             earlier = h
         return Run(rules)
-
-    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
-        """A multistep rule has no step of its own: raises `ParameterError`; step its run."""
-        raise ParameterError(
-            "DPM-Solver++(2M) remembers predictions; call step on the run that plan(timesteps) returns"
-        )

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...engines.binding import Array
-from ...errors import ParameterError
-from ..denoiser import Prediction
 from ..schedule import Schedule
 from .pairs import pairs
-from .rule import Rule, Run, terms
+from .rule import Remembering, Rule, Run, terms
 
 __all__ = ["Heun"]
 
 
 @dataclass(frozen=True)
-class Heun:
+class Heun(Remembering):
     """An Euler step to s, a second call there, and the step again with the mean of both slopes. Order 2.
 
     Not Heun's third-order method, nor Ralston's. The step to the clean picture, where no slope exists, is
@@ -47,7 +44,3 @@ class Heun:
             mean = terms(anchor=alpha / self.schedule.alpha(t), past1=half, eps=half)
             rules += [Rule(t, s, euler, anchor=terms(x=1.0), push="eps"), Rule(s, s, mean, opens=False)]
         return Run(rules)
-
-    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
-        """Heun has no step of one call: raises `ParameterError`; step the run that `plan` returns."""
-        raise ParameterError("Heun takes two predictions a step; call step on the run that plan(timesteps) returns")

@@ -6,12 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ...engines.binding import Array
-from ...errors import ParameterError
-from ..denoiser import Prediction
 from ..schedule import Schedule
 from .pairs import pairs
-from .rule import Rule, Run, terms
+from .rule import Remembering, Rule, Run, terms
 
 __all__ = ["PLMS"]
 
@@ -23,7 +20,7 @@ _ADAMS_BASHFORTH = {
 
 
 @dataclass(frozen=True)
-class PLMS:
+class PLMS(Remembering):
     """x_s = r x_t + (sigma_s - r sigma_t) e', r = alpha_s / alpha_t, e' extrapolated from up to four eps.
 
     Order 2: the four-term weights are those of equal steps, which the noise level does not take. The first
@@ -62,10 +59,6 @@ class PLMS:
             earlier = {f"past{k}": weight for k, weight in enumerate(past, 1)}
             rules.append(Rule(t, s, terms(x=x, eps=now, **earlier), push="eps", draws=self.draw_always))
         return Run(rules)
-
-    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
-        """PLMS has no step of its own: raises `ParameterError`; step the run that `plan` returns."""
-        raise ParameterError("PLMS remembers earlier predictions; call step on the run that plan(timesteps) returns")
 
     def _weights(self, t: float, s: float) -> tuple[float, float]:
         """Weights of x_t and eps in the DDIM step from t to s."""

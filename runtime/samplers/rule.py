@@ -20,7 +20,7 @@ from ..denoiser import Prediction
 from ..schedule import Schedule
 from .pairs import pairs
 
-__all__ = ["OneStep", "Rule", "Run", "Source", "Terms", "terms"]
+__all__ = ["OneStep", "Remembering", "Rule", "Run", "Source", "Terms", "terms"]
 
 Source: TypeAlias = Literal["x", "eps", "x0", "noise", "anchor", "past1", "past2", "past3"]
 """x_t; the prediction; fresh noise; the anchor (an earlier x); what was pushed one, two, three pushes ago."""
@@ -197,6 +197,21 @@ class OneStep:
     def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
         """x at s from x at t, in a new array; see `Run.step`."""
         return Run([self.rule(t, s)]).step(x_t, t, s, prediction, noise)
+
+
+class Remembering:
+    """What samplers with memory share: a step on its own has nothing to remember, and is of order 1."""
+
+    schedule: Schedule
+
+    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
+        """x at s from x at t, in a new array, by the rule's first-order form x_s = alpha_s x0 + sigma_s eps.
+
+        The order that the sampler is chosen for comes from memory: step the run that ``plan(timesteps)`` returns, or
+        call `sample`.
+        """
+        rule = Rule(t, s, terms(x0=self.schedule.alpha(s), eps=self.schedule.sigma(s)))
+        return Run([rule]).step(x_t, t, s, prediction, noise)
 
 
 def _combine(out: Array, scratch: Array, weights: Terms, sources: dict[str, Array | None]) -> None:

@@ -10,16 +10,15 @@ import numpy as np
 
 from ...engines.binding import Array
 from ...errors import ParameterError
-from ..denoiser import Prediction
 from ..schedule import Schedule
 from .pairs import pairs
-from .rule import Rule, Run, Terms, terms
+from .rule import Remembering, Rule, Run, Terms, terms
 
 __all__ = ["UniPC"]
 
 
 @dataclass(frozen=True)
-class UniPC:
+class UniPC(Remembering):
     """UniP-p and UniC-p on the clean picture with B(h) = e^h - 1 ("bh2").
 
     When the prediction at t arrives, the x that stood at t is first corrected with it (the corrected x is the
@@ -58,10 +57,6 @@ class UniPC:
             rules.append(Rule(t, s, self._predictor(visited[: i + 1], s, order), anchor=anchor, push="x0"))
             before = order
         return Run(rules)
-
-    def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
-        """A multistep rule has no step of its own: raises `ParameterError`; step its run."""
-        raise ParameterError("UniPC remembers predictions; call step on the run that plan(timesteps) returns")
 
     def _predictor(self, visited: list[float], s: float, order: int) -> Terms:
         """Weights of the new x at s over anchor (at t), x0 (at t), past1, past2 (at earlier timesteps)."""

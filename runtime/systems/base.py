@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from ...engines.binding import Array
 from ...engines.manifest import Manifest
@@ -30,10 +30,12 @@ class Edit:
         image: uint8 (H, W, 3).
         seed: The seed it was made with; with one seed for several pictures, that one.
         parameters: What makes it again, JSON: written into PNG files. Nothing of time or place is in it.
-        reconstruction: uint8 (H, W, 3), the input through the first stage and back, where it was asked for.
+        reconstruction: uint8 (H, W, 3), the input through the first stage and back, where it was asked for; of an edit
+            by inversion, what its noise leads back to without the edit.
         latents: float32 (C, h, w), what was decoded.
         timings: Stage by name, of the whole call that made it (shared by its pictures); seconds.
         warnings: What was done other than asked, one sentence each.
+        original: uint8 (H, W, 3), the picture that it was made from at the size it was worked on, where that is told.
     """
 
     image: Array
@@ -43,6 +45,7 @@ class Edit:
     latents: Array | None = None
     timings: Mapping[str, Stage] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    original: Array | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture atomically, with its parameters; see `runtime.image.write`."""
@@ -63,6 +66,8 @@ class Progress:
         x0: float32 (B, C, h, w), the clean picture as predicted at t.
         project: See `preview`.
         decoder: See `decode`.
+        stage: What the call is for, where a run has several: "inversion", "edit".
+        calls: Number of network calls of this batch, 0 where that is not told.
     """
 
     index: int
@@ -74,6 +79,8 @@ class Progress:
     x0: Array
     project: Callable[[Array], Array] = field(repr=False)
     decoder: Callable[[Array], Array] = field(repr=False)
+    stage: str = ""
+    calls: int = 0
 
     def preview(self) -> Array:
         """The predicted pictures, small and cheap: uint8 (B, h, w, 3) by a linear map from latents to colours.
@@ -101,20 +108,24 @@ class System(Protocol):
         """The methods below that this bundle can do."""
         ...
 
-    def generate(self, *args: Any, **options: Any) -> list[Edit]:
+    def generate(self, *args: Any, **options: Any) -> Sequence[Edit]:
         """Pictures from a condition or from nothing."""
         ...
 
-    def edit(self, *args: Any, **options: Any) -> list[Edit]:
+    def edit(self, *args: Any, **options: Any) -> Sequence[Edit]:
         """Pictures from a picture."""
         ...
 
-    def inpaint(self, *args: Any, **options: Any) -> list[Edit]:
+    def inpaint(self, *args: Any, **options: Any) -> Sequence[Edit]:
         """Pictures from a picture and a mask."""
         ...
 
-    def upscale(self, *args: Any, **options: Any) -> list[Edit]:
+    def upscale(self, *args: Any, **options: Any) -> Sequence[Edit]:
         """Larger pictures from a picture."""
+        ...
+
+    def restore(self, *args: Any, **options: Any) -> Sequence[Edit]:
+        """Pictures as they were before they were degraded."""
         ...
 
     def close(self) -> None:
@@ -128,8 +139,11 @@ class System(Protocol):
     ) -> None: ...
 
 
+S = TypeVar("S", bound="Verbs")
+
+
 class Verbs:
-    """The verbs a system does not have: each raises `ParameterError` and says which ones it has."""
+    """What is the same in every system: refusing the verbs it does not have, and closing at the end of a ``with``."""
 
     manifest: Manifest
 
@@ -144,3 +158,35 @@ class Verbs:
         raise ParameterError(
             f"bundle {self.manifest.name!r} cannot {verb}{reason}; it can {', '.join(self.verbs)}: call one of these"
         )
+
+    def generate(self, *args: Any, **options: Any) -> Sequence[Edit]:
+        """Refused, unless the system has it; so are the other verbs."""
+        self.refuse("generate")
+
+    def edit(self, *args: Any, **options: Any) -> Sequence[Edit]:
+        """Refused."""
+        self.refuse("edit")
+
+    def inpaint(self, *args: Any, **options: Any) -> Sequence[Edit]:
+        """Refused."""
+        self.refuse("inpaint")
+
+    def upscale(self, *args: Any, **options: Any) -> Sequence[Edit]:
+        """Refused."""
+        self.refuse("upscale")
+
+    def restore(self, *args: Any, **options: Any) -> Sequence[Edit]:
+        """Refused."""
+        self.refuse("restore")
+
+    def close(self) -> None:
+        """Free the engines; they open again on use."""
+        raise NotImplementedError
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

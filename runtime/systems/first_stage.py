@@ -14,6 +14,7 @@ import numpy as np
 
 from ...engines.binding import Array
 from ...engines.engine import Engine, check_finite
+from ...errors import ManifestError
 from .latent_settings import LatentDiffusionSettings
 
 __all__ = ["ColorMap", "Encoding", "FirstStage", "fit_colors"]
@@ -83,6 +84,11 @@ class FirstStage:
         for part in parts:
             image = engine(z=part)["image"]
             check_finite("vae_decoder", None, image=image)
+            if image.shape[1:] != images.shape[1:]:
+                raise ManifestError(
+                    f"$.settings.factor: is {factor}, but 'vae_decoder' makes {image.shape[1:]} of {part.shape[1:]}; "
+                    "export the bundle again"
+                )
             images[done : done + len(part)] = image
             done += len(part)
         return images

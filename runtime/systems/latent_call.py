@@ -39,12 +39,14 @@ class Start:
         timesteps: Timestep indices (n,), descending.
         prepare: Passed to `sample`.
         finish: Applied to the last latents before they are decoded.
+        concat: float32 (1 or B, C, h, w), channels to append to x; None leaves those of the call's condition.
     """
 
     x: Array
     timesteps: Array
     prepare: Callable[[Array, float], Array] | None = None
     finish: Callable[[Array], Array] | None = None
+    concat: Array | None = None
 
 
 class Call:
@@ -96,7 +98,7 @@ class Call:
             noise = RunNoise(plan.seed, images, rows)
             begin = start(noise, rows)
             x = sample(
-                self._denoiser(condition, rows),
+                self._denoiser(condition, rows, condition.channels(rows) if begin.concat is None else begin.concat),
                 plan.rule,
                 begin.x,
                 begin.timesteps,
@@ -136,13 +138,13 @@ class Call:
             engine = self._engines[name] = self.models.tiled(name, self.timings, self.plan.tile)
         return engine
 
-    def _denoiser(self, condition: Condition, rows: range) -> Denoiser:
+    def _denoiser(self, condition: Condition, rows: range, concat: Array | None) -> Denoiser:
         guided = self.plan.guided
         denoiser = EngineDenoiser(
             self._engine("unet"),
             self.models.schedule,
             self.models.prediction,
-            concat=condition.channels(rows),
+            concat=concat,
             learned_variance=self.models.learned_variance,
             **cast("dict[str, Any]", condition.feeds(rows, guided=guided)),
         )
@@ -172,6 +174,7 @@ class Call:
                     x0=info.prediction.x0,
                     project=self._project,
                     decoder=self._decode,
+                    calls=info.total,
                 )
             )
 

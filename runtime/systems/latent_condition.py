@@ -15,7 +15,7 @@ from ...errors import ParameterError, PromptError
 from ..tokenizer import Tokenizer
 from .latent_settings import LatentDiffusionSettings
 
-__all__ = ["Condition", "ConditionEncoder", "Given"]
+__all__ = ["Condition", "ConditionEncoder", "Given", "segmentation_size"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class ConditionEncoder:
             PromptError: A prompt is not text.
         """
         task = self._settings.task
-        takes = {"text": "prompt", "class": "label", "layout": "tokens", "semantic": "segmentation"}.get(task)
+        takes = {"class": "label", "layout": "tokens", "semantic": "segmentation"}.get(task)
+        takes = "prompt" if self._settings.prompted else takes
         for name in ("prompt", "label", "tokens", "segmentation"):
             if name != takes and getattr(given, name) is not None:
                 raise ParameterError(
@@ -103,13 +104,13 @@ class ConditionEncoder:
                 )
         if takes is not None and getattr(given, takes) is None:
             raise ParameterError(f"the bundle's task is {task!r} and no {takes} was given; pass {takes}=…")
-        can_guide = task == "text" or (task == "class" and self._settings.null_class is not None)
+        can_guide = takes == "prompt" or (task == "class" and self._settings.null_class is not None)
         if guided and not can_guide:
             raise ParameterError(
                 f"guidance needs an unconditional counterpart, which the task {task!r} of this bundle has not; "
                 "pass guidance_scale=1"
             )
-        if task == "text":
+        if takes == "prompt":
             return self._text(given, repeat, guided)
         if task == "class":
             return self._class(given.label, repeat, guided)
@@ -137,6 +138,9 @@ class ConditionEncoder:
             for rest in tokens.cut
             if rest
         ]
+        strange = dict.fromkeys(word for words in tokens.unknown for word in words)
+        if strange:
+            warnings.append(f"the bundle's vocabulary does not have {', '.join(map(repr, strange))}; say it in words")
         if not guided and any(negatives):
             warnings.append("a negative prompt has no effect at guidance_scale 1 and below")
         table = self._encode(tokens.ids, tokens.mask)
@@ -224,10 +228,28 @@ class ConditionEncoder:
         return Condition(repeat, concat=output, told=[{}] * repeat)
 
 
+def segmentation_size(segmentation: Any, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The size of the picture that a segmentation (…, H, W) describes; `ParameterError` if `size` is another."""
+    try:
+        shape = np.shape(segmentation)[-2:]
+    except ValueError as error:
+        raise ParameterError(f"the segmentation is no array ({error}); pass class indices (H, W)") from error
+    if size is None:
+        return shape if len(shape) == 2 else None
+    if len(shape) == 2 and np.shape(size) == (2,) and tuple(size) != shape:
+        raise ParameterError(
+            f"size is height {size[0]} and width {size[1]}, the segmentation {shape[0]}x{shape[1]}; leave size out"
+        )
+    return size
+
+
 def _texts(name: str, value: Any) -> list[str]:
     if isinstance(value, (bytes, bytearray)) or not isinstance(value, (str, Sequence)):
         raise PromptError(f"{name} is a {type(value).__name__}, need text or a list of texts; pass a str")
-    texts: list[str] = [value] if isinstance(value, str) else list(value)
+    texts: list[Any] = [value] if isinstance(value, str) else list(value)
     if not texts:
         raise ParameterError(f"{name} is an empty list; pass one or more, '' for none")
+    for text in texts:
+        if not isinstance(text, str):
+            raise PromptError(f"{name} holds a {type(text).__name__}, need texts; pass a list of str")
     return texts

@@ -14,27 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ...engines.engine import Backend, Engine, open_engine
+from ...engines.engine import Backend, Engine
 from ...engines.manifest import Manifest
 from ...engines.precision import Precision
-from ...errors import ManifestError, ParameterError
+from ...errors import ManifestError
 from .. import image as pictures
 from ..schedule import Schedule
-from ..tokenizer import Tokenizer, open_tokenizer
+from ..tokenizer import Tokenizer
 from .base import Edit, Verbs
 from .latent_call import Call
-from .latent_condition import Given
+from .latent_condition import Given, segmentation_size
+from .latent_inpaint import begin_inpaint, check_strength
 from .latent_masks import Hole
 from .latent_models import Models
+from .latent_open import Sources
 from .latent_run import RunOptions, make_plan
 from .latent_settings import LatentDiffusionSettings
 from .latent_sizes import Frame, check_size
-from .latent_start import Posterior, around_hole, begin_at, from_noise, from_picture
+from .latent_start import Posterior, begin_at, from_noise, from_picture
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -81,15 +80,7 @@ class LatentDiffusion(Verbs):
         threads: int | None = None,
     ) -> LatentDiffusion:
         """The system of an open bundle; see `load`."""
-        spec = bundle.manifest.schedule
-
-        def open_network(name: str) -> Engine:
-            return open_engine(bundle, name, backend=backend, precision=precision, threads=threads)
-
-        def tokenizer(settings: LatentDiffusionSettings) -> Tokenizer:
-            return open_tokenizer(settings.tokenizer or "", bundle.asset("tokenizer"), settings.max_tokens or 0)
-
-        schedule = None if spec is None else Schedule.from_spec(spec, bundle)
+        open_network, schedule, tokenizer = Sources.of(bundle, backend, precision, threads)
         return cls(bundle.manifest, open_network, schedule=schedule, tokenizer=tokenizer)
 
     @property
@@ -139,8 +130,8 @@ class LatentDiffusion(Verbs):
         if "generate" not in self.verbs:
             self.refuse("generate", f"its task is {self.settings.task!r}")
         plan = make_plan(options, self.settings.defaults, self.models.schedule)
-        if segmentation is not None and size is None:
-            size = np.shape(segmentation)[-2:]
+        if segmentation is not None:
+            size = segmentation_size(segmentation, size)
         height, width = check_size(self.models, size or self.settings.image_size, tile=plan.tile)
         call = Call(self.models, plan)
         given = Given(prompt, negative_prompt, label, tokens, segmentation)
@@ -215,43 +206,33 @@ class LatentDiffusion(Verbs):
     ) -> list[Edit]:
         """Pictures with a hole filled in. **White is repainted**, whatever kind of model does it.
 
-        A bundle trained for it (task "inpaint") sees the masked picture as further channels, as in Latent Diffusion's
-        script. With any other, the known part is put back, noised to the step's level, before every step.
+        A bundle trained for it (task "inpaint") sees the masked picture as further channels. With any other, the known
+        part is put back, noised to the step's level, before every step. See `latent_inpaint`.
 
         Arguments:
             image: The picture.
             mask: Of the picture's size; white (above one half) is the hole. See `runtime.image.read_mask`.
             prompt: As in `generate`; so are `negative_prompt`, `label` and `tokens`.
             strength: As in `edit`; 1 starts from noise. Below 1 the hole keeps traces of what it held. Not for
-                task "inpaint".
+                models trained to inpaint without a prompt.
             size: Height and width to resize picture and mask to first.
             paste: Put the known pixels back at the end, exactly.
             options: See `RunOptions`.
         """
         self._need("inpaint")
-        trained = self.settings.task == "inpaint"
         plan = make_plan(options, self.settings.defaults, self.models.schedule)
-        if not trained and strength != 1:
-            begin_at(plan, strength)
-        elif strength != 1:
-            raise ParameterError(f"strength is {strength}, a model trained to inpaint starts from noise; leave it out")
+        check_strength(self.models, plan, strength)
         picture = pictures.read(image)
         frame = Frame.of(self.models, picture, size, tile=plan.tile)
         hole = Hole.of(frame, pictures.read_mask(mask), picture.shape[:2], self.settings.factor)
         call = Call(self.models, plan)
         given = Given(prompt, negative_prompt, label, tokens)
         condition = call.conditions(given, repeat=plan.num_images, guided=plan.guided)
-        if trained:
-            code = call.first_stage.encode(hole.masked())
-            condition = replace(condition, concat=np.concatenate([code.mean, hole.channel()], axis=1))
-            start = from_noise(self.models, plan, code.mean.shape[2:])
-        else:
-            code = call.first_stage.encode(frame.tensor())
-            start = around_hole(self.models, plan, code.latents(), hole.keep(), strength)
+
         return call.run(
             condition,
-            code.mean.shape[2:],
-            start,
+            frame.grid(self.settings.factor),
+            begin_inpaint(self.models, plan, call.first_stage, hole, strength),
             finish=lambda x: hole.fill(x, paste=paste, official=plan.official),
             parameters={"verb": "inpaint", "strength": float(strength), "paste": paste},
             told=("the mask has no white, so nothing is repainted",) if hole.empty else (),
@@ -285,14 +266,6 @@ class LatentDiffusion(Verbs):
     def close(self) -> None:
         """Close the networks; they open again on use."""
         self.models.close()
-
-    def __enter__(self) -> LatentDiffusion:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _need(self, verb: str) -> None:
         if verb not in self.verbs:

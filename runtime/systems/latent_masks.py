@@ -57,15 +57,15 @@ class Hole:
         known: Array = np.where(blocks.any(axis=(1, 3)), np.float32(0), np.float32(1))
         return known[None, None]
 
-    def masked(self) -> Array:
-        """float32 (1, 3, H, W): the picture in [-1, 1] with the hole at -1."""
-        return np.asarray(np.where(self.mask, np.float32(-1), self.frame.tensor()))
+    def masked(self, hole: float) -> Array:
+        """float32 (1, 3, H, W): the picture in [-1, 1] with `hole` where it is to be repainted."""
+        return np.asarray(np.where(self.mask, np.float32(hole), self.frame.tensor()))
 
-    def channel(self) -> Array:
-        """float32 (1, 1, h, w): the mask in [-1, 1] at the latents' size, by nearest neighbour."""
+    def channel(self, known: float) -> Array:
+        """float32 (1, 1, h, w): the mask at the latents' size by nearest neighbour, 1 in the hole, else `known`."""
         size = (self.mask.shape[0] // self.factor, self.mask.shape[1] // self.factor)
         small = resize_mask(self.mask, size)[None, None]
-        return np.asarray(np.where(small, np.float32(1), np.float32(-1)))
+        return np.asarray(np.where(small, np.float32(1), np.float32(known)))
 
     def fill(self, images: Array, *, paste: bool, official: bool) -> Array:
         """Decoded pictures float32 (B, 3, H, W) -> uint8 (B, H, W, 3), with the known pixels put back if `paste`.

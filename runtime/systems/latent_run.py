@@ -102,6 +102,7 @@ class Plan:
             "eta": self.eta,
             "spacing": self.spacing,
             "official": self.official,
+            **({} if self.tile is None else {"tile": self.tile}),
         }
 
 

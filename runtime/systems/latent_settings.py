@@ -12,11 +12,13 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 from ...engines.strict import JSON, Node
 from ...errors import ParameterError
+from ..sampler import SAMPLERS
+from ..spacings import Spacing
 
 __all__ = ["Conditioning", "Defaults", "FirstStage", "LatentDiffusionSettings", "Task", "Tokenizer"]
 
 Task: TypeAlias = Literal["text", "class", "unconditional", "layout", "inpaint", "upscale", "semantic"]
-Conditioning: TypeAlias = Literal["none", "crossattn", "concat", "adm"]
+Conditioning: TypeAlias = Literal["none", "crossattn", "concat", "hybrid", "adm"]
 FirstStage: TypeAlias = Literal["kl", "vq"]
 Tokenizer: TypeAlias = Literal["clip", "bert"]
 
@@ -25,7 +27,7 @@ _CONDITIONINGS: Mapping[str, tuple[str, ...]] = {
     "class": ("crossattn", "adm"),
     "unconditional": ("none",),
     "layout": ("crossattn",),
-    "inpaint": ("concat",),
+    "inpaint": ("concat", "hybrid"),
     "upscale": ("concat",),
     "semantic": ("concat",),
 }
@@ -53,8 +55,10 @@ class Defaults:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.guidance_scale < 0 or not 0 <= self.eta <= 1:
             raise ParameterError(f"{self} needs steps >= 1, guidance_scale >= 0 and eta in [0, 1]")
-        if not self.sampler or not self.spacing:
-            raise ParameterError(f"{self} needs the names of a sampler and of a spacing")
+        if self.sampler not in SAMPLERS:
+            raise ParameterError(f"sampler is {self.sampler!r}, need one of {', '.join(SAMPLERS)}")
+        if self.spacing not in get_args(Spacing):
+            raise ParameterError(f"spacing is {self.spacing!r}, need one of {', '.join(get_args(Spacing))}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class LatentDiffusionSettings:
 
     Arguments:
         task: What the model was trained for.
-        conditioning: How its condition reaches the UNet: as ``context``, as channels beside x, as label ``y``, or not.
+        conditioning: How its condition reaches the UNet: as ``context``, as channels beside x ("concat"), as both
+            ("hybrid"), as label ``y`` ("adm"), or not.
         latent_channels: Channels of a latent.
         factor: Pixels to one latent along a side.
         scale_factor: The UNet's latent is scale_factor · z, where z is the first stage's.
@@ -71,7 +76,7 @@ class LatentDiffusionSettings:
         image_size: Default height and width in pixels.
         size_multiple: Heights and widths are multiples of this many pixels.
         null_class: The class that stands for "no class" in guidance (`class` task), else None.
-        max_tokens: Tokens of a prompt, those around it included (`text` and `layout` tasks), else None.
+        max_tokens: Tokens of a prompt or a layout, those around it included; None for models that take neither.
         tokenizer: Its family; the asset with role "tokenizer" is its ``tokenizer.json``. None where tokens are given.
         defaults: Steps, scale, sampler …
     """
@@ -103,8 +108,10 @@ class LatentDiffusionSettings:
             raise ParameterError(f"size_multiple is {self.size_multiple}, need a multiple of factor {self.factor}")
         if len(self.image_size) != 2 or any(n < 1 or n % self.size_multiple for n in self.image_size):
             raise ParameterError(f"image_size is {self.image_size}, need two multiples of {self.size_multiple}")
-        if self.task == "text" and (self.tokenizer is None or self.max_tokens is None):
-            raise ParameterError("task 'text' needs a tokenizer and max_tokens")
+        if self.prompted and (self.tokenizer is None or self.max_tokens is None):
+            raise ParameterError(
+                f"task {self.task!r} with conditioning {self.conditioning!r} needs a tokenizer and max_tokens"
+            )
         if self.task == "layout" and self.max_tokens is None:
             raise ParameterError("task 'layout' needs max_tokens")
         if (self.null_class is not None and self.null_class < 0) or (
@@ -113,6 +120,11 @@ class LatentDiffusionSettings:
             raise ParameterError(
                 f"null_class is {self.null_class} (need 0 or more), max_tokens {self.max_tokens} (need 3)"
             )
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the model takes a prompt."""
+        return self.task == "text" or self.conditioning == "hybrid"
 
     @classmethod
     def from_json(cls, value: Mapping[str, JSON], path: str = "$.settings") -> LatentDiffusionSettings:

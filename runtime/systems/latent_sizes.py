@@ -89,6 +89,10 @@ class Frame:
         margins = ((0, height // scale - picture.shape[0]), (0, width // scale - picture.shape[1]), (0, 0))
         return cls(picture, np.pad(picture, margins, mode="edge") if any(sum(m) for m in margins) else picture)
 
+    def grid(self, factor: int) -> tuple[int, int]:
+        """Height and width in latents of `factor` pixels, padded."""
+        return self.padded.shape[0] // factor, self.padded.shape[1] // factor
+
     def tensor(self) -> Array:
         """float32 (1, 3, H, W) in [-1, 1], padded."""
         return to_float(self.padded)

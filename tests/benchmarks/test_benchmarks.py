@@ -180,6 +180,40 @@ def test_every_section_reaches_the_page_and_a_later_run_keeps_what_it_does_not_m
     assert "-core" in stored["machine"]["class"] and not list(tmp_path.glob(".*"))
 
 
+def test_cold_diffusion_is_judged_end_to_end_and_by_what_degrading_costs(module, tmp_path):
+    ours = {"precision": "bf16", "steps": 200, "fastest": 10.5, "median": 11.0, "n": 3, "ratio": 1.0, "network": 10.0}
+    theirs = {**ours, "precision": "fp32", "fastest": 63.0, "median": 64.0, "ratio": 6.0, "network": 50.0, "peak": 2e9}
+    part = {"side": 128, "steps": 200, "weights": 56.6, "rounds": 3, "difference": 0.4}
+    part["variants"] = {"cold_sfumato": ours, "cold_torch": theirs}
+    share, speed = module("goals").judge({"cold": part})
+    assert share.met and share.measured == "5.0 %" and "500 ms beside 10.0 s" in share.why
+    assert speed.met and speed.measured == "6.00x" and "5.0x in the network alone" in speed.why
+    results = module("report").Results(tmp_path, quick=False)
+    results.update("cold", part)
+    page = results.path.with_suffix(".md").read_text()
+    assert "Cold Diffusion, 200 steps, 128 pixels, 56.6 million weights" in page and "differ by 0.40 of 255" in page
+    part["variants"]["cold_torch"] = {"failed": "no torch"}
+    results.update("cold", part)
+    assert [goal.name for goal in results.goals()] == ["degradations, Cold Diffusion, 200 steps, 128 pixels"]
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_cold_diffusion_gives_the_same_picture_on_both_sides(tmp_path):
+    for name in ("torch", "onnxruntime", "openvino"):
+        pytest.importorskip(name)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "cold_diffusion.py", "--quick", "--rounds", "2", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*-quick.json")
+    part = json.loads(path.read_text())["cold"]
+    assert set(part["variants"]) == {"cold_sfumato", "cold_torch"} and part["difference"] < 3
+    assert all(0 < v["network"] < v["fastest"] and v["n"] == 2 for v in part["variants"].values())
+
+
 @pytest.mark.slow
 def test_a_quick_run_measures_every_part(tmp_path):
     for name in ("torch", "diffusers", "transformers", "onnxruntime", "openvino"):

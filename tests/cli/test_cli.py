@@ -153,6 +153,12 @@ def test_save_stages_writes_a_grid_of_predictions(run, tiny_ldm, tmp_path):
     assert image.read(tmp_path / "s.png").shape == (3 * 20 + 4, 3 * 20 + 4, 3)
 
 
+def test_stages_of_several_batches_are_those_of_the_first_to_its_end(run, tiny_ldm, tmp_path):
+    batches = ["--num-images", "3", "--batch-size", "1"]
+    assert run("generate", tiny_ldm, "cat", "--steps", "8", *batches, "--save-stages", "s.png").exit_code == 0
+    assert image.read(tmp_path / "s.png").shape == (3 * 20 + 4, 3 * 20 + 4, 3)
+
+
 def test_metrics_show_every_stage(run, tiny_ldm):
     result = run("generate", tiny_ldm, "cat", "--steps", "3", "--metrics")
     assert result.exit_code == 0

@@ -51,6 +51,18 @@ def test_unknown_names_are_answered_with_the_known_ones(tiny):
         bundle.tensors("tokenizer.json")
 
 
+def test_tensors_of_a_type_that_numpy_lacks_are_refused(models, tmp_path):
+    header = b'{"x":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    data = len(header).to_bytes(8, "little") + header + b"\0\0"
+    bundle = write_bundle(tmp_path / "b", models.manifest(), {"x.safetensors": data})
+    try:
+        array = bundle.tensors("x.safetensors")["x"]
+    except BundleError as error:
+        assert "'x.safetensors' is not a safetensors file of NumPy's types" in str(error)
+    else:  # a NumPy that was taught the type
+        assert array.shape == (1,)
+
+
 def test_the_digest_follows_graph_and_weights_only(tiny, models, tmp_path):
     first = Bundle.open(tiny).digest("unet")
     assert re.fullmatch("[0-9a-f]{64}", first)
@@ -132,6 +144,47 @@ def test_a_file_that_becomes_a_link_after_opening_is_refused(tiny):
     _link_out(tiny / "unet.weights")
     with pytest.raises(IntegrityError, match="is a link out of the bundle"):
         bundle.file("unet.weights")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_that_is_written_to_after_opening_is_refused(tiny, verify):
+    """Engines open their files on first use, which may be long after the hashes were checked."""
+    bundle = Bundle.open(tiny, verify=verify)
+    path = bundle.file("unet.weights")
+    _flip(path)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(IntegrityError, match="'unet.weights' was written to since .*open it again"):
+        bundle.file("unet.weights")
+    assert bundle.file("unet.onnx")
+
+
+def test_a_bundle_replaced_under_its_reader_is_refused(models, tmp_path):
+    old = models.write_tiny(tmp_path / "b")
+    models.write_tiny(tmp_path / "b", weight=models.WEIGHT + 1)
+    with pytest.raises(IntegrityError, match="open it again"):
+        old.file("unet.weights")
+
+
+def test_what_may_not_be_read_is_said(tiny, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sfumato.engines.integrity.sha256_file", refuse)
+        with pytest.raises(IntegrityError, match=r"cannot be read \(Permission denied\)"):
+            Bundle.open(tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", refuse)
+        with pytest.raises(BundleError, match=r"cannot be read \(Permission denied\); pass the folder"):
+            Bundle.open(tiny)
+    with pytest.raises(BundleError, match="name too long|does not exist"):
+        Bundle.open("x" * 5000)
+
+
+def test_a_nested_manifest_is_a_file_like_others(models, tmp_path):
+    bundle = write_bundle(tmp_path / "b", models.manifest(), {"a/manifest.json": b"{}"})
+    assert "a/manifest.json" in bundle.manifest.files
+    Bundle.open(tmp_path / "b")
 
 
 def test_links_inside_a_bundle_and_to_a_bundle_are_followed(tiny, tmp_path):

@@ -127,6 +127,18 @@ def test_an_unverified_bundle_adds_nothing_to_the_cache(tiny, models, cache):
     assert list(reader.cached.values()) == [True]
 
 
+def test_a_cache_that_may_only_be_read_is_read(bundle, models, cache, monkeypatch):
+    engine(bundle)(**models.feeds())
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("sfumato.engines.blobs.os.utime", refuse)
+    reader = engine(bundle)
+    reader(**models.feeds())
+    assert list(reader.cached.values()) == [True]
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(bundle, models, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "file" / "cache"))

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,20 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / ".cache" / "sfumato"
 
 
+def test_a_user_without_a_home_has_a_cache_too(monkeypatch, tmp_path):
+    """As in a container that runs under a number no account has."""
+    for name in ("SFUMATO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert cache_dir().parent == tmp_path
+    assert cache_dir().name.startswith("sfumato-")
+
+
 def test_hashing_streams(tmp_path):
     data = os.urandom(2 * CHUNK + 17)
     (tmp_path / "a").write_bytes(data)
@@ -70,6 +86,36 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
         atomic_write(path, b"n" * (CHUNK + 1))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_file_larger_than_the_place_takes_is_told_apart_from_a_full_disk(tmp_path, monkeypatch):
+    def write(descriptor, data):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(BundleError, match=r"cannot write it \(File too large\); write to a file system"):
+        atomic_write(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == []
+
+
+LOCKER = """
+import sys, time
+from sfumato.engines.storage import locked
+with locked(sys.argv[1]):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process_however_that_dies(tmp_path):
+    path = tmp_path / "a"
+    holder = subprocess.Popen([sys.executable, "-c", LOCKER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "in\n"
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with locked(path):
+        pass
 
 
 def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

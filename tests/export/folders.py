@@ -61,12 +61,15 @@ def _clip(folder: Path, *, act: str, pad: str) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(tokenizer))
 
 
-def _conditional_unet(folder: Path, *, linear: bool, heads: object, channels: tuple[int, ...] = (32,)) -> None:
+def _conditional_unet(
+    folder: Path, *, linear: bool, heads: object, channels: tuple[int, ...] = (32,), inputs: int = 4
+) -> None:
     from diffusers import UNet2DConditionModel
 
     levels = len(channels)
     UNet2DConditionModel(
         sample_size=8,
+        in_channels=inputs,
         block_out_channels=channels,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
@@ -148,6 +151,25 @@ def stable_diffusion_2(folder: Path) -> Path:
     _index(
         folder,
         "StableDiffusionPipeline",
+        vae=("diffusers", "AutoencoderKL"),
+        text_encoder=("transformers", "CLIPTextModel"),
+        tokenizer=("transformers", "CLIPTokenizer"),
+        unet=("diffusers", "UNet2DConditionModel"),
+        scheduler=("diffusers", "DDIMScheduler"),
+    )
+    return folder
+
+
+def stable_diffusion_inpainting(folder: Path) -> Path:
+    torch.manual_seed(6)
+    folder.mkdir()
+    _conditional_unet(folder, linear=False, heads=4, inputs=9)
+    _kl(folder)
+    _clip(folder, act="quick_gelu", pad="<|endoftext|>")
+    _scheduler(folder)
+    _index(
+        folder,
+        "StableDiffusionInpaintPipeline",
         vae=("diffusers", "AutoencoderKL"),
         text_encoder=("transformers", "CLIPTextModel"),
         tokenizer=("transformers", "CLIPTokenizer"),

@@ -134,6 +134,14 @@ def test_clip_text_is_found_in_a_checkpoint(tmp_path: Path, stage) -> None:
     ids = torch.randint(0, 50, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(_network(model, "text_encoder")(ids), clip(ids).last_hidden_state)
+    # The mask and the masked picture's latents beside x make it Stable Diffusion's inpainting model …
+    hybrid = {**CONTEXT, "context_dim": 64, "in_channels": 9}
+    settings = read_compvis(*_checkpoint(tmp_path, stage, hybrid, weights), None).settings
+    assert (settings.task, settings.conditioning, settings.tokenizer) == ("inpaint", "hybrid", "clip")
+    assert settings.defaults.guidance_scale == 7.5
+    # … and other channels another model.
+    with pytest.raises(ExportError, match="takes 8 channels for latents of 4 and a context"):
+        read_compvis(*_checkpoint(tmp_path, stage, {**hybrid, "in_channels": 8}, weights), None)
 
 
 def test_a_rescaler_makes_a_semantic_model(tmp_path: Path, stage) -> None:
@@ -150,7 +158,7 @@ def test_a_rescaler_makes_a_semantic_model(tmp_path: Path, stage) -> None:
     ("unet", "message"),
     [
         ({"in_channels": 4, "num_classes": 5}, None),
-        ({**CONTEXT, "in_channels": 9}, "hybrid conditioning"),
+        ({**CONTEXT, "in_channels": 9}, "takes 9 channels for latents of 4 and a context; of such models only"),
         (CONTEXT, "condition stage holds nothing"),
         ({"in_channels": 6}, "takes 6 channels for latents of 4"),
     ],

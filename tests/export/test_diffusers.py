@@ -126,6 +126,55 @@ def test_prompts_reach_the_unet_as_in_the_library(folder_exported: Export, name:
     assert tokens.ids[1, -1] == pad
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_model_trained_to_inpaint_fills_holes_as_the_librarys_pipeline(
+    folder_exported: Export, strength: float
+) -> None:
+    """Checkpoint to picture: prompt, mask and masked picture, guidance and a negative prompt, two pictures a call."""
+    import diffusers
+    from PIL import Image
+
+    import sfumato
+
+    folder, bundle = folder_exported("stable_diffusion_inpainting")
+    draw = np.random.default_rng(3)
+    picture, mask = draw.integers(0, 256, (16, 24, 3)).astype(np.uint8), np.zeros((16, 24), np.bool_)
+    mask[3:11, 5:18] = True
+    with sfumato.load(bundle.path, backend="onnxruntime") as system:
+        assert system.verbs == ("inpaint",)
+        options = {"steps": 5, "guidance_scale": 3.0, "negative_prompt": "c", "seed": 7, "num_images": 2}
+        edits = system.inpaint(picture, mask, "a b", strength=strength, paste=False, **options)
+        ids = system.models.tokenizer()(["a b", "c"]).ids
+    prompt, negative = _library_text(folder, "stable_diffusion_inpainting", torch.from_numpy(ids)).split(1)
+    pipe = diffusers.StableDiffusionInpaintPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
+        scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        prompt_embeds=prompt,
+        negative_prompt_embeds=negative,
+        image=Image.fromarray(picture),
+        mask_image=Image.fromarray(mask),
+        strength=strength,
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        num_images_per_prompt=2,
+        height=16,
+        width=24,
+        generator=torch.Generator().manual_seed(7),
+    ).images
+    for edit, theirs in zip(edits, expected, strict=True):
+        difference = np.abs(edit.image.astype(int) - np.asarray(theirs).astype(int))
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
 def _library_text(folder: Path, name: str, ids: torch.Tensor) -> torch.Tensor:
     if name == "ldm_text":
         from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
@@ -166,7 +215,8 @@ def test_a_vq_scale_that_was_meant_is_believed(folder_exported: Export, tmp_path
             ExportError,
             "need Stable Diffusion 1 or 2",
         ),
-        ("unet/config.json", {"in_channels": 9}, ExportError, "takes 9 channels for latents of 4 and a text"),
+        ("unet/config.json", {"in_channels": 8}, ExportError, "takes 8 channels for latents of 4 and a text"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, ExportError, "time_cond_proj_dim 256"),
         ("unet/config.json", {"num_class_embeds": 10}, ExportError, "num_class_embeds 10"),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, ExportError, "is a T5EncoderModel"),
         ("model_index.json", {"text_encoder": [None, None]}, ExportError, "there is no text encoder"),

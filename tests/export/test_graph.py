@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.engines.binding import Binding, Dimension
-from sfumato.engines.bundle import Bundle, BundleWriter
+from sfumato.engines.bundle import Bundle, BundleWriter, write_bundle
 from sfumato.engines.engine import open_engine
 from sfumato.engines.manifest import Manifest
-from sfumato.errors import ExportError
+from sfumato.errors import BundleError, ExportError
+from sfumato.export.assemble import assemble
 from sfumato.export.network import Network, integers
 from sfumato.export.write import export_network
 
@@ -174,6 +177,44 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path, modu
     with pytest.raises(ExportError, match=f"odd.*{message}"), BundleWriter(tmp_path / "out") as writer:
         export_network(writer, net, "fp32")
     assert list(tmp_path.iterdir()) == []
+
+
+def _assemble(out: Path, networks: list[Network]) -> Bundle:
+    """Exports a bundle as every recipe does: networks, a tokenizer, the manifest."""
+    files = {"tokenizer.json": b"{" + b" " * 200_000 + b"}"}
+    return assemble(out, "test", networks, settings={}, files=files, precision="fp32")
+
+
+@pytest.mark.parametrize("name", ["tiny.reference.safetensors", "tiny.weights", "tokenizer.json"])
+def test_a_place_that_takes_no_file_so_large_leaves_nothing_of_an_export(bundles, tmp_path: Path, name: str) -> None:
+    """The system itself refuses the write, whichever library is writing."""
+    resource = pytest.importorskip("resource")
+    limit = 200_000 if name == "tokenizer.json" else bundles["fp32"].file(name).stat().st_size - 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(BundleError, match=r"out.*cannot (be written|write it) \((File too large|.* cut short)"):
+            _assemble(tmp_path / "out", [network()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["pathlib.Path.write_bytes", "sfumato.export.graph.save", "os.write", "os.fsync"])
+def test_a_full_disk_leaves_what_was_there_before_the_export(tmp_path: Path, monkeypatch, call: str) -> None:
+    """At the reference, the weights, the tokenizer and the last sync."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_bundle(tmp_path / "out", Manifest("test", "old", "CC0-1.0", {}, {}), {"old": b"old"})
+    networks = [] if call.startswith("os.") else [network()]
+    with monkeypatch.context() as patch:
+        patch.setattr(call, full)
+        with pytest.raises(BundleError, match=r"out.*\(No space left on device\); free space there, or write"):
+            _assemble(tmp_path / "out", networks)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Bundle.open(tmp_path / "out").manifest.name == "old"
 
 
 def test_interrupting_leaves_nothing(tmp_path: Path) -> None:

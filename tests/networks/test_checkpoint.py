@@ -68,7 +68,7 @@ def _truncated(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "not a whole torch checkpoint"),
         (lambda path: path.write_text("hello"), "not a whole torch checkpoint|not a torch checkpoint"),
         (_truncated, "not a whole torch checkpoint"),
-        (_raw_pickle, "not a torch checkpoint"),
+        (_raw_pickle, r"is a pickle that calls \w+\.system, and pickled code is never run"),
         (lambda path: torch.save([1, 2], path), "holds a list, need tensors by name"),
         (lambda path: torch.save({"state_dict": 3}, path), "'state_dict' is a int"),
         (lambda path: torch.save({"epoch": 3}, path), "holds no tensors by name but epoch"),
@@ -143,3 +143,13 @@ def test_missing_and_extra_keys_and_shapes_are_listed() -> None:
     with pytest.raises(CheckpointError, match=r"1 shapes do not fit.*0\.bias is \(3,\), need \(2,\)"):
         build(make, {**good, "0.bias": torch.zeros(3)}, "it")
     assert build(make, {**good, "loss.w": torch.zeros(1)}, "it", ignore=(r"loss\.",)) is not None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_weights_that_are_not_finite_are_named(bad: float, dtype: torch.dtype) -> None:
+    """Even one that no reference would touch, such as a row of a table."""
+    state = {"weight": torch.zeros(50, 4, dtype=dtype)}
+    state["weight"][31, 2] = bad
+    with pytest.raises(CheckpointError, match="a table: 1 weights hold NaN or infinity: weight; the file is damaged"):
+        build(lambda: nn.Embedding(50, 4), state, "a table")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import ImageError
 from sfumato.runtime import image as pictures
@@ -148,6 +149,13 @@ def test_written_pictures_come_back_with_their_parameters(tmp_path: Path, suffix
         assert np.abs(pictures.read(path).astype(int) - smooth).max() <= (0 if suffix == ".png" else 40)
         assert pictures.read_parameters(path) == ({} if suffix == ".webp" else parameters)
     assert pictures.read_parameters(png(Image.fromarray(RGB))) == {}
+
+
+def test_parameters_that_are_no_json_object_are_none() -> None:
+    for text in ("{", "[1]", "[" * 100_000, "steps: 20"):
+        info = PngInfo()
+        info.add_text("parameters", text)
+        assert pictures.read_parameters(png(Image.fromarray(RGB), pnginfo=info)) == {}
 
 
 def test_the_same_picture_and_parameters_give_the_same_bytes() -> None:

@@ -123,10 +123,13 @@ def test_memoryless_samplers_step_alone(name):
 
 
 @pytest.mark.parametrize("name", sorted(WITH_MEMORY))
-def test_samplers_with_memory_refuse_to_step_alone(name):
-    x = start()
-    with pytest.raises(ParameterError, match=r"call step on the run that plan\(timesteps\) returns"):
-        make_sampler(name, SCHEDULE).step(x, 500, 300, denoiser()(x, 500))
+def test_samplers_with_memory_step_alone_as_their_runs_do_before_there_is_any(name):
+    sampler, x = make_sampler(name, SCHEDULE), start()
+    prediction = denoiser()(x, 500)
+    alone = sampler.step(x, 500, 300, prediction)
+    first = sampler.plan([500, 300]).step(x, 500, 300, prediction)
+    np.testing.assert_allclose(alone, first, rtol=0, atol=2e-6)
+    assert not np.shares_memory(alone, x)
 
 
 def test_a_run_holds_its_caller_to_the_order():

@@ -53,6 +53,14 @@ def run(checkpoint, steps: int, *, stop_at: int | None = None, nan_at: int | Non
     return model.state_dict(), ema, asked
 
 
+def test_a_pause_of_the_machine_hardly_counts(tmp_path, monkeypatch):
+    ticks = iter([0.0, 1.0, 2.0, 5000.0, 5001.0])
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    _, _, asked = run(tmp_path / "a.pt", 63)
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert (len(asked), state["seconds"]) == (4, 2.0 + trainer.PAUSE + 1.0)
+
+
 def test_time_bounds_the_run_and_the_checkpoint_tells_it(tmp_path):
     _, ema, asked = run(tmp_path / "a.pt", 6)
     state = torch.load(tmp_path / "a.pt", weights_only=True)

@@ -106,7 +106,7 @@ class Fake:
             Binding("x", "float32", ("batch", s.latent_channels + more, *grid)),
             Binding("t", "float32", ("batch",)),
         ]
-        if s.conditioning == "crossattn":
+        if s.conditioning in ("crossattn", "hybrid"):
             inputs.append(Binding("context", "float32", ("batch", "tokens", WIDTH)))
             latent["tokens"] = Dimension(1, TOKENS, 77)
         if s.conditioning == "adm":
@@ -142,7 +142,9 @@ class Fake:
             mu[:, :3, 0, 0] = context[:, 1, :3]
         if y is not None:
             mu[:, 0, 0, 0] = y / 10
-        if self.settings.task == "inpaint":
+        if self.settings.conditioning == "hybrid":
+            mu = np.where(x[:, c : c + 1] == 1, mu, x[:, c + 1 :])
+        elif self.settings.task == "inpaint":
             mu = x[:, c : c + c] * np.ones_like(mu)
         if self.settings.task in ("upscale", "semantic"):
             mu = np.concatenate([x[:, c:], np.zeros((len(x), c - 3, *x.shape[2:]))], axis=1)
@@ -228,3 +230,9 @@ def fake(tokenizer_file: Path) -> Callable[..., Fake]:
         return Fake(LatentDiffusionSettings(**settings), tokenizer_file, **fields)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fake_engine() -> type[FakeEngine]:
+    """`FakeEngine`, for tests that make systems of their own."""
+    return FakeEngine

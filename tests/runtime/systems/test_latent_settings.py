@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ STABLE = LatentDiffusionSettings(
 )
 
 
+DEFAULTS: dict[str, Any] = asdict(STABLE.defaults)
+
+
 def test_settings_survive_json() -> None:
     assert LatentDiffusionSettings.from_json(json.loads(json.dumps(STABLE.to_json()))) == STABLE
 
@@ -45,6 +49,16 @@ def test_settings_survive_json() -> None:
         ({"tokenizer": "t5"}, r"\$.settings.tokenizer: is 't5'"),
         ({"defaults": {}}, r"\$.settings.defaults: lacks the key 'steps'"),
         ({"guidance": 3}, r"\$.settings: has an unknown key 'guidance'"),
+        ({"task": "inpaint", "conditioning": "hybrid", "tokenizer": None}, "'hybrid' needs a tokenizer and max_tokens"),
+        (
+            {"defaults": {**DEFAULTS, "sampler": "magic"}},
+            "defaults: sampler is 'magic', need one of",
+        ),
+        ({"defaults": {**DEFAULTS, "spacing": "odd"}}, "defaults: spacing is 'odd', need one of"),
+        (
+            {"defaults": {**DEFAULTS, "steps": True}},
+            "defaults.steps: is a boolean, need an integer",
+        ),
     ],
 )
 def test_bad_settings_name_their_path(change: dict[str, Any], message: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from sfumato.engines.binding import Binding, Dimension
 from sfumato.engines.bundle import write_bundle
 from sfumato.engines.manifest import Manifest, NetworkSpec, ScheduleSpec
 from sfumato.engines.strict import JSON
-from sfumato.errors import BundleError, ManifestError
+from sfumato.errors import BundleError, EngineError, ManifestError, MissingDependency, ParameterError
 from sfumato.runtime.systems.latent_settings import LatentDiffusionSettings
 
 SETTINGS = LatentDiffusionSettings("unconditional", "none", 4, 2, 1.0, "kl", (16, 16), 4)
@@ -52,3 +55,41 @@ def test_what_is_no_bundle_of_ours_says_why(tmp_path: Path) -> None:
         sfumato.load(bundle(tmp_path / "c", settings=settings))
     with pytest.raises(ManifestError, match=r"\$.networks: lacks 'unet'"):
         sfumato.load(bundle(tmp_path / "d", networks={}))
+    rising = ScheduleSpec("scaled_linear", 1000, 0.012, 0.00085, "eps")
+    with pytest.raises(ManifestError, match=r"\$.schedule: betas run from 0.012 to 0.00085 and must lie in"):
+        sfumato.load(bundle(tmp_path / "e", schedule=rising))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"backend": "abacus"}, EngineError, "backend is 'abacus', need one of auto, openvino"),
+        ({"backend": "tensorrt"}, EngineError, "'tensorrt' is not implemented in this version; use openvino"),
+        ({"precision": "int8"}, ParameterError, "precision is 'int8', need one of fp32, fp16, bf16"),
+        ({"threads": 0}, ParameterError, "threads is 0, need 1 or more"),
+    ],
+)
+def test_options_that_no_engine_takes_are_refused_by_load(
+    tmp_path: Path, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    path = bundle(tmp_path / "b")
+    with pytest.raises(kind, match=message):
+        sfumato.load(path, **options)
+
+
+def test_a_library_that_is_missing_is_missed_by_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the first verb, which may come long after."""
+    path = bundle(tmp_path / "b")
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(MissingDependency, match=r"running a network needs openvino.*pip install 'sfumato\[cpu\]'"):
+            sfumato.load(path)
+    prompted = replace(SETTINGS, task="text", conditioning="crossattn", tokenizer="bert", max_tokens=8)
+    with pytest.raises(BundleError, match="has no asset 'tokenizer'"):
+        sfumato.load(bundle(tmp_path / "c", settings=prompted.to_json()))
+    broken = bundle(tmp_path / "d", settings=prompted.to_json(), assets={"tokenizer": "g.onnx"})
+    with pytest.raises(BundleError, match=r"g.onnx: is not a tokenizer.json"):
+        sfumato.load(broken)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingDependency, match="reading a prompt needs tokenizers"):
+        sfumato.load(broken)
