@@ -288,7 +288,8 @@ def _with_islands(core: Any, model: Any) -> Any:
     for node in model.get_ops():
         if node.get_type_name() == "Constant" and node.get_byte_size() > 1024:
             name, port = f"held_{len(held)}", node.output(0)
-            stand = opset13.parameter(port.get_partial_shape(), port.get_element_type(), name=name)
+            make = opset13.parameter  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            stand = make(port.get_partial_shape(), port.get_element_type(), name=name)
             for target in list(port.get_target_inputs()):
                 target.replace_source_output(stand.output(0))
             model.add_parameters([stand])

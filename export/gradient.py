@@ -112,7 +112,7 @@ def capture(module: Differentiated, inputs: tuple[Tensor, ...], axes: tuple[dict
         inputs: An example.
         axes: Symbolic axes of every input, as `torch.export` takes them.
     """
-    from torch.export._trace import _export
+    from torch.export._trace import _export  # pyright: ignore[reportPrivateUsage]
 
     module.eval().requires_grad_(False)
     program = _export(

@@ -137,7 +137,8 @@ def _interpolate(
         factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
         size = (int(height * factors[0]), int(width * factors[1]))
     rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
-    kind, corners = cast(Filter, mode), bool(align_corners)
+    kind: Filter = "bicubic" if mode == "bicubic" else "bilinear"
+    corners = bool(align_corners)
     a = resize_matrix(rows, height, kind, antialias=antialias, align_corners=corners, like=input)
     b = resize_matrix(columns, width, kind, antialias=antialias, align_corners=corners, like=input)
     return resample(input, a, b)

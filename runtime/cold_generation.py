@@ -53,7 +53,7 @@ class GaussianMixture:
     @classmethod
     def of(cls, arrays: Mapping[str, Array]) -> GaussianMixture:
         """Of arrays by name, as a bundle keeps them."""
-        names = ("weights", "means", "covariances")
+        names: tuple[str, ...] = ("weights", "means", "covariances")
         if arrays.keys() != set(names):
             raise ParameterError(
                 f"a mixture is {', '.join(names)}, the file has {', '.join(arrays)}; fit it with training.fit_mixture"

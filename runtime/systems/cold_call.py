@@ -94,7 +94,7 @@ class Call:
         chosen = self.settings.algorithm if algorithm is None else algorithm
         if chosen not in (1, 2):
             raise ParameterError(f"algorithm is {algorithm!r}; the paper has 1 and 2")
-        self.algorithm = cast("Algorithm", chosen)
+        self.algorithm: Algorithm = 1 if chosen == 1 else 2
         if official and spec.kind not in ("snow", "decolor"):
             raise ParameterError(f"official numbering is of snow and decolor, this is {spec.kind}; leave it out")
         self.official, self.keep, self._on_step = official, keep, on_step
