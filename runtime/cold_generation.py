@@ -53,8 +53,8 @@ class GaussianMixture:
     @classmethod
     def of(cls, arrays: Mapping[str, Array]) -> GaussianMixture:
         """Of arrays by name, as a bundle keeps them."""
-        names: tuple[str, ...] = ("weights", "means", "covariances")
-        if arrays.keys() != set(names):
+        names = ["weights", "means", "covariances"]
+        if sorted(arrays) != sorted(names):
             raise ParameterError(
                 f"a mixture is {', '.join(names)}, the file has {', '.join(arrays)}; fit it with training.fit_mixture"
             )
