@@ -103,7 +103,7 @@ def measure(folder: Path, spec: NetworkSpec, cases: Sequence[Case], *, gradient:
     files = {path: Artifact("0" * 64, (folder / path).stat().st_size) for path in spec.files}
     networks = {spec.name: replace(spec, reference=None)}
     bundle = Bundle(folder, Manifest("export", "unfinished", "unknown", {}, networks, files=files))
-    with OnnxRuntimeEngine(bundle, spec) as engine:
+    with OnnxRuntimeEngine(bundle, spec, optimize=False) as engine:
         worst = _worst("ONNX Runtime", engine, cases)
     parity = {key: asdict(worst)[key] for key in ("max_abs", "relative", "cosine")}
     if gradient and available_backends()["openvino"] is None:

@@ -56,6 +56,7 @@ def words(result: Result) -> str:
 
 
 def test_the_tiny_bundle_verifies(run, bundle):
+    pytest.importorskip("onnxruntime")
     result = run("verify", bundle, "--backend", "onnxruntime")
     assert result.exit_code == 0, result.output
 
