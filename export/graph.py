@@ -122,7 +122,7 @@ def _transpose_weights(model: ir.Model) -> None:
         if back:
             turn = ir.node("Transpose", [fresh], attributes={"perm": [1, 0]}, name=f"{name}/turned")
             turn.outputs[0].name = f"{name}/turned"
-            graph.insert_before(node, turn)
+            graph.insert_before(next(iter(graph)), turn)  # a product may come before `node`
             for user, index in back:
                 user.replace_input_with(index, turn.outputs[0])
         graph.remove(node, safe=True)

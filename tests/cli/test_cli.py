@@ -7,30 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from sfumato import __version__
-from sfumato.cli.app import VERBS, app
+from sfumato.cli.app import VERBS
 from sfumato.errors import NonFiniteError
 from sfumato.runtime import image
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SFUMATO_DEBUG", raising=False)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="sfumato")
-
-    return run
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
-    image.write(path, np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    return path
 
 
 def words(result: Result) -> str:

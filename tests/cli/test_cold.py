@@ -7,28 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from sfumato.cli.app import app
 from sfumato.runtime import image
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SFUMATO_DEBUG", raising=False)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="sfumato")
-
-    return run
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
-    image.write(path, np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    return path
 
 
 def test_restore_writes_the_picture_a_sheet_stages_and_says_how_close_it_is(run, cold_bundle, picture, tmp_path):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from sfumato.cli.app import app
 from sfumato.cli.pix2pix import difference, sheet_of
 from sfumato.runtime import image
 from sfumato.runtime.direction import Direction
@@ -31,24 +30,6 @@ def bundle(tiny_ldm, tmp_path_factory):
     out = tmp_path_factory.mktemp("p2p") / "tiny"
     support("tiny_p2p").write(tiny_ldm, out)
     return out
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SFUMATO_DEBUG", raising=False)
-
-    def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="sfumato")
-
-    return run
-
-
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
-    image.write(path, np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    return path
 
 
 def words(result: Result) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from sfumato.engines.engine import open_engine
 from sfumato.engines.manifest import Manifest
 from sfumato.errors import BundleError, ExportError
 from sfumato.export.assemble import assemble
+from sfumato.export.graph import clean
 from sfumato.export.network import Network, integers
 from sfumato.export.write import export_network
 
@@ -128,6 +131,27 @@ def test_weights_are_stored_ready_to_multiply(bundles) -> None:
     assert not [n for n in graph.node if n.op_type == "Transpose"]
     shapes = {i.name: list(i.dims) for i in graph.initializer}
     assert shapes["first.weight"] == [64, 48]
+
+
+def test_a_matrix_used_both_ways_is_stored_once_whichever_comes_first() -> None:
+    info = onnx.helper.make_tensor_value_info
+    weight = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "weight"], ["forward"]),
+        onnx.helper.make_node("Transpose", ["weight"], ["turned"], perm=[1, 0]),
+        onnx.helper.make_node("MatMul", ["forward", "turned"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [info("x", 1, [2, 40])], [info("y", 1, [2, 40])], [onnx.numpy_helper.from_array(weight, "weight")]
+    )
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]))
+    clean(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [i.name for i in proto.graph.initializer] == ["weight"]
+    x = np.random.default_rng(1).standard_normal((2, 40)).astype(np.float32)
+    (y,) = onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ weight @ weight.T, rtol=1e-5, atol=1e-4)
 
 
 def test_nothing_of_the_machine_is_left_in_the_graph(bundles) -> None:
