@@ -21,7 +21,7 @@ help:
 venv: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/$(PIP) install -qq -c constraints.txt -e '.[dev,cpu,ort,export,train]'
+	$(VENV)/bin/$(PIP) install -qq -c constraints.txt -e '.[dev,cpu,ort,rtx,export,train]'
 	@touch $@
 
 $(DEMO)/.done: pyproject.toml constraints.txt

@@ -39,7 +39,8 @@ def judge(data: dict[str, Any]) -> list[Goal]:
     steps = [goal for latents, part in data.get("steps", {}).items() for goal in _steps(latents, part)]
     runs = [goal for latents, part in data.get("runs", {}).items() for goal in _runs(latents, part)]
     rest = (*_imports(data.get("imports", {})), *_export(data.get("export", {})), *_cold(data.get("cold", {})))
-    return [*steps, *runs, *rest]
+    edits = [goal for latents, part in data.get("pix2pix", {}).items() for goal in _pix2pix(latents, part)]
+    return [*steps, *runs, *rest, *edits]
 
 
 def _steps(latents: str, part: dict[str, Any]) -> Iterator[Goal]:
@@ -115,6 +116,23 @@ def _cold(part: dict[str, Any]) -> Iterator[Goal]:
         ratio, alone = theirs["ratio"], theirs["network"] / ours["network"]
         why = f"{alone:.1f}x in the network alone; the authors' way degrades T² times; sfumato computes in "
         yield Goal(f"{where}, against torch fp32", "≥ 4x", f"{ratio:.2f}x", ratio >= 4, why + ours["precision"])
+
+
+def _pix2pix(latents: str, part: dict[str, Any]) -> Iterator[Goal]:
+    ours, theirs = (part.get("variants", {}).get(f"p2p_{name}", {}) for name in ("sfumato", "fp32"))
+    where = f"pix2pix-zero, {part['steps']} steps, {latents}x{latents} latents"
+    if "ratio" in ours.get("guidance", {}):
+        ratio = ours["guidance"]["ratio"]
+        bf16 = part["variants"].get("p2p_bf16", {}).get("guidance", {}).get("ratio")
+        why = f"sfumato computes in {ours['precision']}" + (f"; torch's own bf16 is {bf16:.1f}x" if bf16 else "")
+        yield Goal(f"guidance step, {where}", "≥ 4x torch fp32", f"{ratio:.2f}x", ratio >= 4, why)
+    if "ratio" in ours.get("edit", {}):
+        ratio = ours["edit"]["ratio"]
+        why = "" if theirs["edit"]["whole"] else f"torch made {part['timed']['guided']} guided steps of {part['steps']}"
+        yield Goal(f"whole edit, {where}", "≥ 4x torch fp32", f"{ratio:.2f}x", ratio >= 4, why)
+        share = ours["memory"]
+        why = f"{_gb(ours['peak'])} against {_gb(theirs['peak'])}"
+        yield Goal(f"peak memory, {where}", "≤ 0.5x of torch fp32", f"{share:.2f}x", share <= 0.5, why)
 
 
 def _gb(size: float) -> str:

@@ -1,143 +1,173 @@
 """Gradients: one engine (joint) beside two (split), with and without recomputing, beside torch's autograd.
 
-    python benchmarks/gradient.py [--quick] [--cases sd pixel] [--rounds 5] [--work FOLDER] [--out FOLDER]
+    python benchmarks/gradient.py [--cases sd pixel] [--rounds 3] [--minutes 12] [--quick] [--work FOLDER]
 
 Time and peak memory (VmHWM of a fresh process that holds this variant alone) of one gradient, the error of each against
-torch in float32. Times are taken in turns within one run, and only their ratios are claimed.
+torch in float32. Each variant is timed in turns with autograd in float32, and only the ratios are claimed. Results go
+to ``benchmarks/results/<class of machine>.{json,md}``; a case that was not measured keeps what is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import re
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from bench import Clock
 from gradient_parts import CASES
-from report import default_folder, machine
+from numpy.typing import NDArray
+from report import Results, default_folder
 from workers import Worker, WorkerFailed, physical_cores
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("benchmark")
 
 ENGINES = {
     "joint": ("joint", "openvino", None),
     "recomputed": ("recomputed", "openvino", None),
     "split": ("split", "openvino", None),
-    "joint fp32": ("joint", "openvino", "fp32"),
-    "split fp32": ("split", "openvino", "fp32"),
-    "joint onnxruntime": ("joint", "onnxruntime", None),
+    "joint_fp32": ("joint", "openvino", "fp32"),
+    "joint_onnxruntime": ("joint", "onnxruntime", None),
 }
-TORCH = {"torch fp32": False, "torch bf16": True}
-REFERENCE = "torch fp32"
+"""Graph, library and precision; None is the library's own."""
+TORCH = {"torch_fp32": False, "torch_bf16": True}
+REFERENCE = "torch_fp32"
 SETTLE = 0.1
+LIMIT = 900.0
 
 
-def measure(case: str, bundle: Path, work: Path, quick: bool, rounds: int) -> dict[str, Any]:
-    """Every variant of a case: ``load``, ``fastest``, ``median``, ``ratio`` to torch fp32, ``peak``, ``error``."""
-    result: dict[str, Any] = {}
-    outputs: dict[str, np.ndarray[Any, Any]] = {}
-    times: dict[str, list[float]] = {}
-    with contextlib.ExitStack() as stack:
-        ready: dict[str, Worker] = {}
-        for name in (REFERENCE, *(n for n in (*TORCH, *ENGINES) if n != REFERENCE)):
-            log.info("%s: %s", case, name)
-            kind = "gradient_torch" if name in TORCH else "gradient_engine"
-            worker = stack.enter_context(Worker(kind, work / f"{case}-{name.replace(' ', '-')}.log", physical_cores()))
-            try:
-                begin = time.perf_counter()
-                precision = _load(worker, name, case, bundle, quick)
-                worker.ask("prepare", limit=900)
-                result[name] = {"precision": precision, "load": time.perf_counter() - begin, **worker.memory()}
-                path = work / f"{case}-{name.replace(' ', '-')}.npy"
-                worker.ask("output", limit=300, path=str(path))
-            except WorkerFailed as failure:
-                result[name] = {"failed": str(failure)}
-                worker.close()
-                continue
-            ready[name], outputs[name], times[name] = worker, np.load(path).astype(np.float64), []
-        for _ in range(rounds):
-            for name, worker in ready.items():
-                time.sleep(SETTLE)
-                times[name].append(worker.ask("step", limit=300))
-    for name, values in times.items():
-        own, exact = outputs[name], outputs.get(REFERENCE)
-        result[name] |= {"fastest": min(values), "median": median(values), "n": len(values)}
-        if exact is not None:
-            norms = float(np.linalg.norm(own)), float(np.linalg.norm(exact))
-            result[name] |= {
-                "ratio": min(times[REFERENCE]) / min(values),
-                "error": float(np.linalg.norm(own - exact)) / norms[1],
-                "cosine": float(own.ravel() @ exact.ravel()) / (norms[0] * norms[1]),
-            }
-    return result
+class Gradients:
+    """The variants of a case, one at a time beside autograd in float32.
+
+    Arguments:
+        case: Which.
+        bundle: Its bundle.
+        work: For logs and outputs.
+        clock: Time left.
+        quick: Tiny networks.
+        rounds: Most rounds.
+        facts: What is known of the case, for the page.
+        write: Called with what there is, often.
+    """
+
+    def __init__(
+        self,
+        case: str,
+        bundle: Path,
+        work: Path,
+        clock: Clock,
+        quick: bool,
+        rounds: int,
+        facts: dict[str, Any],
+        write: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._case = {"case": case, "quick": quick}
+        self._bundle, self._work, self._clock, self._rounds, self._write = bundle, work, clock, rounds, write
+        self.part: dict[str, Any] = {**facts, "variants": {}}
+
+    def measure(self) -> None:
+        """Every variant: ``load``, ``warm_up``, ``fastest``, ``median``, ``ratio``, ``peak``, ``error``, ``cosine``."""
+        with contextlib.ExitStack() as stack:
+            reference, exact = self._open(REFERENCE, stack)
+            for name in (*ENGINES, *(n for n in TORCH if n != REFERENCE)):
+                with contextlib.ExitStack() as one:
+                    worker, own = self._open(name, one)
+                    if worker is not None:
+                        self._turns(name, worker, reference)
+                        if own is not None and exact is not None:
+                            self.part["variants"][name] |= _compare(own, exact)
+                self._write(self.part)
+
+    def _open(self, name: str, stack: contextlib.ExitStack) -> tuple[Worker | None, NDArray[Any] | None]:
+        log.info("%s: %s", self._case["case"], name)
+        stem = f"{self._case['case']}-{name}"
+        kind = "gradient_torch" if name in TORCH else "gradient_engine"
+        worker = stack.enter_context(Worker(kind, self._work / f"{stem}.log", physical_cores()))
+        try:
+            begin = time.perf_counter()
+            precision = worker.ask("load", limit=LIMIT, **self._arguments(name))
+            load = time.perf_counter() - begin
+            warm = worker.ask("prepare", limit=LIMIT)
+            self.part["variants"][name] = {"precision": precision, "load": load, "warm_up": warm, **worker.memory()}
+            path = self._work / f"{stem}.npy"
+            worker.ask("output", limit=LIMIT, path=str(path))
+        except WorkerFailed as failure:
+            log.warning("%s: %s", name, failure)
+            self.part["variants"][name] = {"failed": str(failure)}
+            return None, None
+        return worker, np.load(path).astype(np.float64)
+
+    def _arguments(self, name: str) -> dict[str, Any]:
+        if name in TORCH:
+            return {**self._case, "threads": physical_cores(), "bf16": TORCH[name]}
+        kind, backend, precision = ENGINES[name]
+        return {**self._case, "bundle": str(self._bundle), "kind": kind, "backend": backend, "precision": precision}
+
+    def _turns(self, name: str, worker: Worker, reference: Worker | None) -> None:
+        times: dict[str, list[float]] = {name: []} if reference is None else {REFERENCE: [], name: []}
+        for index in range(self._rounds):
+            if index and self._clock.left() < 0:
+                break
+            for key, asked in ((REFERENCE, reference), (name, worker)):
+                if asked is not None:
+                    time.sleep(SETTLE)
+                    times[key].append(asked.ask("step", limit=LIMIT))
+        for key, values in times.items():
+            own = {"fastest": min(values), "median": median(values), "n": len(values)}
+            if reference is not None:
+                own["ratio"] = min(times[REFERENCE]) / own["fastest"]
+            if key == name or "fastest" not in self.part["variants"][key]:
+                self.part["variants"][key] |= own
 
 
-def _load(worker: Worker, name: str, case: str, bundle: Path, quick: bool) -> Any:
-    if name in TORCH:
-        return worker.ask("load", case=case, quick=quick, threads=physical_cores(), bf16=TORCH[name])
-    kind, backend, precision = ENGINES[name]
-    more = {"kind": kind, "backend": backend, "precision": precision}
-    return worker.ask("load", bundle=str(bundle), case=case, quick=quick, **more)
-
-
-def table(facts: dict[str, Any], cases: dict[str, Any]) -> str:
-    """The page."""
-    lines = [f"# Gradients on {facts['class']}", "", f"{facts['processor']}, {facts['memory_gb']} GB."]
-    for case, rows in cases.items():
-        lines += [
-            "",
-            f"## {case}",
-            "",
-            "| variant | computed in | ms | times as fast as torch fp32 | peak GB | error | cosine |",
-        ]
-        lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-        for name, row in rows.items():
-            if "failed" in row:
-                lines.append(f"| {name} | {row['failed']} | | | | | |")
-                continue
-            lines.append(
-                f"| {name} | {row['precision']} | {1e3 * row['fastest']:.0f} | {row.get('ratio', 0):.2f} "
-                f"| {row['peak'] / 1e9:.2f} | {row.get('error', 0):.2e} | {row.get('cosine', 0):.5f} |"
-            )
-    return "\n".join(lines) + "\n"
+def _compare(own: NDArray[Any], exact: NDArray[Any]) -> dict[str, float]:
+    norms = float(np.linalg.norm(own)), float(np.linalg.norm(exact))
+    product = float(own.ravel() @ exact.ravel())
+    return {"error": float(np.linalg.norm(own - exact)) / norms[1], "cosine": product / (norms[0] * norms[1])}
 
 
 def main() -> int:
     """Export, measure, write, show."""
     parser = argparse.ArgumentParser(description="Time and memory of gradients.")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, to try the benchmark itself")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="most rounds (default: 3)")
+    parser.add_argument("--minutes", type=float, default=12, help="time after which no further round begins")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, to try the benchmark itself")
     parser.add_argument("--work", type=Path, help="folder for bundles and logs, kept (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results)")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    facts, cases = machine(), dict[str, Any]()
-    stem = re.sub(r"[^a-z0-9]+", "-", facts["class"].lower()).strip("-") + "-gradients"
-    path = (options.out or default_folder(options.quick)) / f"{stem}.json"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    clock = Clock(options.minutes)
+    results = Results((options.out or default_folder(options.quick)).absolute(), quick=options.quick)
+    cases = dict(results.data.get("gradient", {}))
     with contextlib.ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sfumato-bench-")))
         work = work.absolute()
         work.mkdir(parents=True, exist_ok=True)
+        os.environ["SFUMATO_CACHE"] = str(work / "cache")
         for case in options.cases:
-            bundle = work / case
-            if not (bundle / "manifest.json").is_file():
-                with Worker("gradient_export", work / f"{case}-export.log", physical_cores()) as worker:
+            bundle = work / f"bundle-{case}"
+            with Worker("gradient_export", work / f"{case}-export.log", physical_cores()) as worker:
+                facts = worker.ask("facts", limit=LIMIT, case=case, quick=options.quick)
+                if not (bundle / "manifest.json").is_file():
                     log.info("%s: exporting", case)
                     worker.ask("bundle", limit=7200, out=str(bundle), case=case, quick=options.quick)
-            cases[case] = measure(case, bundle, work, options.quick, options.rounds)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"machine": facts, "quick": options.quick, "cases": cases}, indent=1) + "\n")
-            path.with_suffix(".md").write_text(table(facts, cases))
-    print(table(facts, cases))
+
+            def write(part: dict[str, Any], key: str = case) -> None:
+                cases[key] = part
+                results.update("gradient", cases)
+
+            Gradients(case, bundle, work, clock, options.quick, options.rounds, facts, write).measure()
+    print(results.markdown())
+    log.info("wrote %s and .md", results.path)
     return 0
 
 

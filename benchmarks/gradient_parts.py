@@ -90,21 +90,26 @@ def _pixel_gradient(unet: Any, recompute: bool) -> Any:
 class Exporter:
     """Writes the bundle of a case; runs in a child."""
 
+    def facts(self, case: str, quick: bool) -> dict[str, Any]:
+        """``title`` of the case, and ``predicted``: bytes that `auto` takes the joint form to need."""
+        from sfumato.export.gradient_memory import joint_bytes
+
+        batch, _, side, _ = _inputs(case, quick)["x"].shape
+        names = {"sd": "attention maps of Stable Diffusion 1.5's UNet", "pixel": "x0 of a 256-px guided-diffusion UNet"}
+        title = f"{names[case]}, {side}x{side}, batch {batch}" + (", a tiny twin" if quick else "")
+        network = _gradients(case, _network(case, quick))[1]
+        usual = {name: replace(d, opt=batch) if name == "batch" else d for name, d in network.dimensions.items()}
+        return {"title": title, "predicted": joint_bytes(replace(network, dimensions=usual))}
+
     def bundle(self, out: str, case: str, quick: bool) -> float:
         """Networks ``unet`` (and ``maps``), ``joint``, ``recomputed`` and ``product``; seconds."""
         from sfumato.engines.bundle import BundleWriter
         from sfumato.engines.manifest import Manifest
-        from sfumato.export.attention_maps import find_maps, gradient_network, maps_network
         from sfumato.export.gradient import vector_product
         from sfumato.export.write import export_network
 
         begin, unet = time.perf_counter(), _network(case, quick)
-        if case == "sd":
-            layers = find_maps(unet)
-            base = maps_network(unet, layers, name="maps")
-            joint, again = (gradient_network(unet, layers, recompute=r) for r in (False, True))
-        else:
-            base, joint, again = unet, _pixel_gradient(unet, False), _pixel_gradient(unet, True)
+        base, joint, again = _gradients(case, unet)
         networks = [
             *([unet] if case == "sd" else []),
             base,
@@ -116,6 +121,17 @@ class Exporter:
             specs = {n.name: export_network(writer, n, "fp16") for n in networks}
             writer.commit(Manifest("benchmark", case, "CC0-1.0", {}, specs))
         return time.perf_counter() - begin
+
+
+def _gradients(case: str, unet: Any) -> tuple[Any, Any, Any]:
+    """The network that a split gradient multiplies by, the joint gradient, the recomputed one."""
+    from sfumato.export.attention_maps import find_maps, gradient_network, maps_network
+
+    if case == "pixel":
+        return unet, _pixel_gradient(unet, False), _pixel_gradient(unet, True)
+    layers = find_maps(unet)
+    joint, again = (gradient_network(unet, layers, recompute=r) for r in (False, True))
+    return maps_network(unet, layers, name="maps"), joint, again
 
 
 def _inputs(case: str, quick: bool) -> dict[str, F32]:

@@ -77,8 +77,8 @@ class SfumatoEdit:
         self._passes(latents, self._system.models.schedule.timesteps(steps, offset=1)[:count], None)
         return (time.perf_counter() - begin) / count
 
-    def edit(self, latents: int, steps: int) -> float:
-        """Seconds of a whole edit, latent to latents."""
+    def edit(self, latents: int, steps: int, inversion: int, guided: int) -> dict[str, Any]:
+        """``seconds`` of a whole edit, latent to latents; nothing is left out."""
         from sfumato.runtime.denoiser import EngineDenoiser
         from sfumato.runtime.inversion import invert, official_climbs
         from sfumato.runtime.regularization import NoiseRegularizer
@@ -90,7 +90,7 @@ class SfumatoEdit:
         path = official_climbs(models.schedule, steps)
         noise = invert(denoiser, models.schedule, x, path, regularize=NoiseRegularizer())
         self._passes(latents, models.schedule.timesteps(steps, offset=1), noise)
-        return time.perf_counter() - begin
+        return {"seconds": time.perf_counter() - begin, "whole": True}
 
     def _passes(self, latents: int, timesteps: Any, noise: F32 | None) -> None:
         from sfumato.runtime.attention_guidance import AttentionEdit
@@ -152,15 +152,21 @@ class TorchEdit:
 
     def guidance(self, latents: int, steps: int, count: int) -> float:
         """Seconds of one step of both passes: the mean of `count`."""
-        begin = time.perf_counter()
-        self._passes(latents, steps, count, None)
-        return (time.perf_counter() - begin) / count
+        first, second = self._passes(latents, steps, None, count, count)
+        return (first + second) / count
 
-    def edit(self, latents: int, steps: int) -> float:
-        """Seconds of a whole edit, latent to latents."""
+    def edit(self, latents: int, steps: int, inversion: int, guided: int) -> dict[str, Any]:
+        """``seconds`` of a whole edit, latent to latents.
+
+        Of `steps` the reference makes all, whose maps are kept, the inversion `inversion` and the edit `guided`; their
+        times are multiplied up.
+        """
         begin = time.perf_counter()
-        self._passes(latents, steps, steps, self._invert(latents, steps, steps))
-        return time.perf_counter() - begin
+        noise = self._invert(latents, steps, inversion)
+        inverted = time.perf_counter() - begin
+        reference, edited = self._passes(latents, steps, noise, steps, guided)
+        seconds = inverted * (steps - 2) / inversion + reference + edited * steps / guided
+        return {"seconds": seconds, "whole": (inversion, guided) == (steps - 2, steps)}
 
     def _tensors(self, latents: int) -> tuple[Any, Any, Any]:
         import torch
@@ -181,9 +187,11 @@ class TorchEdit:
             x = (b / a) ** 0.5 * (x - (1 - a) ** 0.5 * eps) + (1 - b) ** 0.5 * eps
         return x
 
-    def _passes(self, latents: int, steps: int, count: int, noise: Any) -> None:
+    def _passes(self, latents: int, steps: int, noise: Any, count: int, guided: int) -> tuple[float, float]:
+        """Seconds of `count` steps of the reference, and of `guided` steps of the edit."""
         import torch
 
+        begin = time.perf_counter()
         x, caption, delta = self._tensors(latents)
         start = x if noise is None else noise
         both = torch.cat([caption, caption])
@@ -196,10 +204,11 @@ class TorchEdit:
                 eps = self._unet(torch.cat([x, x]), t, encoder_hidden_states=both, return_dict=False)[0]
                 kept.append(dict(self._maps))
                 x = self._down(x, eps, t, stride)
+        middle = time.perf_counter()
         edited = both.clone()
         edited[1:] += delta
         x = start
-        for t, reference in zip(times, kept, strict=True):
+        for t, reference in zip(times[:guided], kept, strict=False):
             leaf = torch.cat([x, x]).detach().requires_grad_(True)
             self._unet(leaf, t, encoder_hidden_states=edited, return_dict=False)
             loss = sum((self._maps[name] - reference[name]).square().sum((1, 2)).mean(0) for name in reference)
@@ -210,6 +219,7 @@ class TorchEdit:
                 eps = self._unet(moved, t, encoder_hidden_states=edited, return_dict=False)[0]
                 x = self._down(moved[:1], eps, t, stride)
             self._maps.clear()
+        return middle - begin, time.perf_counter() - middle
 
     def _down(self, x: Any, eps: Any, t: int, stride: int) -> Any:
         eps = eps[:1] + SCALE * (eps[1:] - eps[:1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from goals import Goal
+from markdown_table import table
+from tables_guidance import gradient, pix2pix
 
 __all__ = ["LABELS", "page"]
 
@@ -40,12 +42,13 @@ def page(data: dict[str, Any], goals: Sequence[Goal]) -> str:
         lines += ["**Tiny networks: this page says that the benchmark runs, and nothing else.**", ""]
     if goals:
         rows = [(g.name, g.bound, g.measured, "met" if g.met else "**missed**", g.why) for g in goals]
-        lines += _table("Goals", ("goal", "bound", "measured", "", "why"), rows)
+        lines += table("Goals", ("goal", "bound", "measured", "", "why"), rows)
     for latents, part in data.get("steps", {}).items():
         lines += _steps(latents, part)
     for latents, part in data.get("runs", {}).items():
         lines += _runs(latents, part)
     lines += _export(data.get("export", {})) + _imports(data.get("imports", {})) + _cold(data.get("cold", {}))
+    lines += gradient(data.get("gradient", {})) + pix2pix(data.get("pix2pix", {}))
     if data.get("notes"):
         lines += ["## Notes", "", *(f"- {note}" for note in data["notes"]), ""]
     return "\n".join(lines)
@@ -78,7 +81,7 @@ def _steps(latents: str, part: dict[str, Any]) -> list[str]:
     title = f"One step, {latents}x{latents} latents, batch 2"
     idle = f"Waiting workers used {100 * part['idle']:.1f} % of the processor meanwhile. " if "idle" in part else ""
     note = f"{idle}L2 error: relative to diffusers in fp32 on the same input."
-    return [*_table(title, head, rows), note, ""]
+    return [*table(title, head, rows), note, ""]
 
 
 def _runs(latents: str, part: dict[str, Any]) -> list[str]:
@@ -104,7 +107,7 @@ def _runs(latents: str, part: dict[str, Any]) -> list[str]:
         *("sfumato's peak / its", "peak GB, all / without mapped files", "load + first step, s"),
     )
     title = f"Prompt to picture, {part['steps']} steps, {latents}x{latents} latents, guidance 7.5"
-    lines = _table(title, head, rows)
+    lines = table(title, head, rows)
     if "outside_library" in ours:
         lines += [
             f"Of sfumato's run {100 * ours['outside_library']:.2f} % lies outside OpenVINO's calls and "
@@ -126,7 +129,7 @@ def _export(part: dict[str, Any]) -> list[str]:
         f"{part['bundle'] / 1e9:.2f}",
     )
     head = ("s", "peak GB, all / without mapped files", "checkpoint GB", "bundle GB")
-    return _table("Export of the diffusers folder", head, [row])
+    return table("Export of the diffusers folder", head, [row])
 
 
 def _imports(part: dict[str, Any]) -> list[str]:
@@ -137,7 +140,7 @@ def _imports(part: dict[str, Any]) -> list[str]:
     heavy = ", ".join(part["heavy"]) or "none"
     info = ", ".join(part["info_heavy"]) or "none" if "info_heavy" in part else "not measured"
     row = (f"{1e3 * part['fastest']:.0f} / {1e3 * part['median']:.0f} (n = {part['n']})", heavy, info)
-    return _table("Imports", ("import sfumato, ms, fastest / median", "heavy packages", "with `sfumato info`"), [row])
+    return table("Imports", ("import sfumato, ms, fastest / median", "heavy packages", "with `sfumato info`"), [row])
 
 
 def _cold(part: dict[str, Any]) -> list[str]:
@@ -158,13 +161,7 @@ def _cold(part: dict[str, Any]) -> list[str]:
     ]
     head = ("variant", "computes in", "time / sfumato's", "s, fastest / median", "of it network, s", "peak GB")
     size = f"{part['weights']:.1f} million weights"
-    lines = _table(f"Cold Diffusion, {part['steps']} steps, {part['side']} pixels, {size}", head, rows)
+    lines = table(f"Cold Diffusion, {part['steps']} steps, {part['side']} pixels, {size}", head, rows)
     if "difference" in part:
         lines += [f"The two restored pictures differ by {part['difference']:.2f} of 255 (root mean square).", ""]
     return lines
-
-
-def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    cells = [[str(cell).replace("|", "/") for cell in row] for row in rows]
-    lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in cells), ""]

@@ -25,7 +25,10 @@ VERBS: Mapping[str, str] = {
     "direction": "direction",
     "info": "info",
     "verify": "verify",
+    "doctor": "doctor",
     "export": "export",
+    "build": "build",
+    "plan-memory": "plan_memory",
     "demo": "demo",
 }
 """Every verb with its module here, in the order of the help. A module holds a function `command` or a Typer `app`."""

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from ..engines.binding import Array
 from ..engines.storage import atomic_write
 from ..engines.target import detect
 from ..errors import ImageError, ParameterError
@@ -19,6 +17,7 @@ from ..runtime.systems.base import Edit, Progress
 from . import console
 from .options import BundleBackend, BundlePath, RunPrecision, Steps, Threads
 from .run import Options, given, opened
+from .sheet import captioned_sheet
 
 __all__ = ["PROMPTS", "command"]
 
@@ -33,9 +32,6 @@ PROMPTS = (
     "octopus, flat",
 )
 """What the demonstration asks for."""
-
-SHOWN = 192
-"""Least height in pixels of a picture on the contact sheet; smaller ones are enlarged."""
 
 
 def command(
@@ -71,8 +67,7 @@ def command(
                 seconds.append(time.perf_counter() - start)
     for prompt, edit in zip(PROMPTS, edits, strict=True):
         edit.save(out / f"{_slug(prompt)}.png")
-    sheet = pictures.contact_sheet([_enlarged(edit.image) for edit in edits], captions=PROMPTS, columns=4)
-    pictures.write(out / "sheet.png", sheet)
+    pictures.write(out / "sheet.png", captioned_sheet([edit.image for edit in edits], PROMPTS, columns=4))
     report = _report(bundle, loaded, seconds, edits)
     atomic_write(out / "timings.md", report.encode())
     typer.echo(report)
@@ -81,12 +76,6 @@ def command(
 
 def _slug(prompt: str) -> str:
     return "_".join("".join(c if c.isalnum() else " " for c in prompt).split())
-
-
-def _enlarged(image: Array) -> Array:
-    """Whole-number enlargement, so that small pictures are seen as they are."""
-    factor = -(-SHOWN // image.shape[0])
-    return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1) if factor > 1 else image
 
 
 def _report(bundle: Path, loaded: float, seconds: Sequence[float], edits: Sequence[Edit]) -> str:

@@ -10,9 +10,9 @@ import typer
 from . import pix2pix
 from .options import (
     BatchSize,
-    BundleBackend,
     BundlePath,
     Eta,
+    GradientBackend,
     GuidanceScale,
     Label,
     Metrics,
@@ -20,6 +20,7 @@ from .options import (
     NumImages,
     Official,
     Output,
+    Prompt,
     RunPrecision,
     SamplerName,
     SaveStages,
@@ -40,7 +41,7 @@ __all__ = ["command"]
 def command(
     bundle: BundlePath,
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to start from.")],
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show (text models).")] = None,
+    prompt: Prompt = None,
     strength: Strength = None,
     label: Label = None,
     negative_prompt: NegativePrompt = None,
@@ -53,7 +54,7 @@ def command(
     eta: Eta = None,
     spacing: Spacing = None,
     official: Official = False,
-    backend: BundleBackend = "auto",
+    backend: GradientBackend = "auto",
     precision: RunPrecision = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
@@ -80,7 +81,7 @@ def command(
     """
     if prompt is not None and caption is not None:
         raise typer.BadParameter("the prompt is given twice; give it as PROMPT or as --prompt")
-    text = prompt if caption is None else caption
+    text = [said for said in (prompt, caption) if said is not None]
     options = Options(bundle, backend, precision, threads, output, save_stages, metrics)
     along = {
         "attention_guidance": attention_guidance,
@@ -90,52 +91,34 @@ def command(
     }
     words = {"source_word": source_word, "target_word": target_word, "direction": direction}
     flags = {"no_regularize": not regularize, "shared_latent": shared_latent, "low_memory": low_memory, "sheet": sheet}
+    sampling = given(
+        label=label,
+        strength=strength,
+        negative_prompt=negative_prompt,
+        size=parse_size(size),
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        eta=eta,
+        spacing=spacing,
+        batch_size=batch_size,
+        tile=tile,
+    )
     if pix2pix.leads(**words, **along, **flags):
         pix2pix.lead(
             options,
             "edit",
             picture,
-            *([] if text is None else [text]),
+            *text,
             shared=shared_latent,
             apart=low_memory,
             sheet=sheet,
             **words,
             **along,
-            label=label,
-            strength=strength,
+            **sampling,
             num_images=None if num_images == 1 else num_images,
-            negative_prompt=negative_prompt,
-            size=parse_size(size),
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            spacing=spacing,
-            batch_size=batch_size,
-            tile=tile,
             official=official or None,
         )
-        return
-    make(
-        options,
-        "edit",
-        picture,
-        *([] if text is None else [text]),
-        num_images=num_images,
-        seed=seed,
-        official=official,
-        **given(
-            label=label,
-            strength=strength,
-            size=parse_size(size),
-            negative_prompt=negative_prompt,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            spacing=spacing,
-            batch_size=batch_size,
-            tile=tile,
-        ),
-    )
+    else:
+        make(options, "edit", picture, *text, num_images=num_images, official=official, **sampling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
 import typer
 
@@ -20,6 +20,17 @@ __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
+Out: TypeAlias = Annotated[Path, typer.Option(help="Folder of the bundle; an intact bundle there is replaced.")]
+Stored: TypeAlias = Annotated[PrecisionName, typer.Option(help="How large weights are stored.")]
+License: TypeAlias = Annotated[str, typer.Option("--license", help="Terms of the weights.")]
+Config: TypeAlias = Annotated[
+    Path | None, typer.Option(help="The model's YAML, if the checkpoint does not say enough.")
+]
+TokenizerFile: TypeAlias = Annotated[
+    Path | None, typer.Option(help="The tokenizer.json of a CompVis checkpoint.", show_default="the one beside it")
+]
+Name: TypeAlias = Annotated[str, typer.Option(help="Name for people.", show_default="the model's or the folder's")]
+
 
 @app.callback()
 def _root() -> None:
@@ -31,21 +42,16 @@ def latent_diffusion(
     checkpoint: Annotated[
         Path, typer.Option(help="A .ckpt or .safetensors with CompVis keys, or a folder saved by diffusers.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; an intact bundle there is replaced.")],
-    config: Annotated[
-        Path | None, typer.Option(help="The model's YAML, if the checkpoint does not say enough.")
-    ] = None,
-    precision: Annotated[PrecisionName, typer.Option(help="How large weights are stored.")] = "fp16",
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="The tokenizer.json of a CompVis checkpoint.", show_default="the one beside it"),
-    ] = None,
-    name: Annotated[str, typer.Option(help="Name for people.", show_default="the model's or the folder's")] = "",
-    terms: Annotated[str, typer.Option("--license", help="Terms of the weights.")] = "",
+    out: Out,
+    config: Config = None,
+    precision: Stored = "fp16",
+    tokenizer: TokenizerFile = None,
+    name: Name = "",
+    terms: License = "",
 ) -> None:
     """Latent Diffusion and Stable Diffusion: CompVis checkpoints and diffusers folders."""
-    recipe = _recipe("latent_diffusion")
-    bundle = recipe.export(
+    _export(
+        "latent_diffusion",
         checkpoint,
         out,
         config=config,
@@ -53,9 +59,7 @@ def latent_diffusion(
         tokenizer=tokenizer,
         name=name,
         license=terms,
-        on_progress=_say,
     )
-    _wrote(bundle)
 
 
 @app.command("pix2pix-zero")
@@ -63,17 +67,12 @@ def pix2pix_zero(
     checkpoint: Annotated[
         Path, typer.Option(help="As of latent-diffusion; or a bundle, to which the networks are added.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; an intact bundle there is replaced.")],
-    config: Annotated[
-        Path | None, typer.Option(help="The model's YAML, if the checkpoint does not say enough.")
-    ] = None,
+    out: Out,
+    config: Config = None,
     precision: Annotated[PrecisionName, typer.Option(help="How large weights are stored; a bundle's own stays.")] = (
         "fp16"
     ),
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="The tokenizer.json of a CompVis checkpoint.", show_default="the one beside it"),
-    ] = None,
+    tokenizer: TokenizerFile = None,
     settings: Annotated[
         Path | None,
         typer.Option(help="A pix2pix_zero.json with what an edit takes by default.", show_default="the authors'"),
@@ -81,15 +80,20 @@ def pix2pix_zero(
     captioner: Annotated[
         Path | None, typer.Option(help="Folder of a BLIP captioner to pack too.", show_default="none")
     ] = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="A gradient that takes less memory and more time.")
-    ] = False,
-    name: Annotated[str, typer.Option(help="Name for people.", show_default="the model's or the folder's")] = "",
-    terms: Annotated[str, typer.Option("--license", help="Terms of the weights.")] = "",
+    gradient: Annotated[
+        Literal["auto", "joint", "recomputed"],
+        typer.Option(help="Keep all activations (joint), or less memory and more time (recomputed); auto: by memory."),
+    ] = "auto",
+    device_memory: Annotated[
+        float | None,
+        typer.Option(min=0, help="Gigabytes of the device, for auto.", show_default="this machine's"),
+    ] = None,
+    name: Name = "",
+    terms: License = "",
 ) -> None:
     """A text-to-picture model that also edits along directions: Stable Diffusion, LDM text2img, or a bundle of them."""
-    recipe = _recipe("pix2pix_zero")
-    bundle = recipe.export(
+    _export(
+        "pix2pix_zero",
         checkpoint,
         out,
         config=config,
@@ -99,10 +103,9 @@ def pix2pix_zero(
         license=terms,
         settings=None if settings is None else _settings(settings),
         captioner=captioner,
-        recompute=recompute,
-        on_progress=_say,
+        gradient=gradient,
+        memory=None if device_memory is None else int(device_memory * 1e9),
     )
-    _wrote(bundle)
 
 
 def _settings(path: Path) -> Pix2PixZeroSettings:
@@ -115,7 +118,7 @@ def _settings(path: Path) -> Pix2PixZeroSettings:
 @app.command("cold-diffusion")
 def cold_diffusion(
     checkpoint: Annotated[Path, typer.Option(help="The model.pt of the original's code or of training.train_cold.")],
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; an intact bundle there is replaced.")],
+    out: Out,
     degradation: Annotated[
         str | None,
         typer.Option(
@@ -143,16 +146,16 @@ def cold_diffusion(
     mixture: Annotated[Path | None, typer.Option(help="The file of training.fit_mixture.")] = None,
     side: Annotated[int, typer.Option(min=1, help="Side of the mixture's thumbnails.")] = 1,
     noise: Annotated[float, typer.Option(min=0, help="Noise that breaks the symmetry of generation.")] = 0.002,
-    precision: Annotated[PrecisionName, typer.Option(help="How large weights are stored.")] = "fp16",
+    precision: Stored = "fp16",
     notice: Annotated[Path | None, typer.Option(help="Attribution of what it was trained on.")] = None,
     name: Annotated[str, typer.Option(help="Name for people.", show_default="the folder's")] = "",
-    terms: Annotated[str, typer.Option("--license", help="Terms of the weights.")] = "",
+    terms: License = "",
 ) -> None:
     """Cold Diffusion: the original's checkpoints and one's own, with their degradation."""
-    recipe = _recipe("cold_diffusion")
     if parameter and degradation is None:
         raise ExportError("parameters are given without the degradation they are of; pass --degradation too")
-    bundle = recipe.export(
+    _export(
+        "cold_diffusion",
         checkpoint,
         out,
         degradation=None if degradation is None else DegradationSpec.parse(degradation, parameter or ()),
@@ -166,9 +169,7 @@ def cold_diffusion(
         notice=notice,
         name=name,
         license=terms,
-        on_progress=_say,
     )
-    _wrote(bundle)
 
 
 def _generation(start: str, side: int, noise: float) -> Generation:
@@ -177,7 +178,9 @@ def _generation(start: str, side: int, noise: float) -> Generation:
     return Generation(cast(Start, start), side, noise=noise)
 
 
-def _wrote(bundle: Bundle) -> None:
+def _export(recipe: str, checkpoint: Path, out: Path, **options: Any) -> None:
+    """Run the recipe's export and say what it wrote."""
+    bundle: Bundle = _recipe(recipe).export(checkpoint, out, on_progress=_say, **options)
     total = sum(artifact.bytes for artifact in bundle.manifest.files.values())
     typer.echo(f"wrote {bundle.path} ({console.size(total)})")
 

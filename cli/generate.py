@@ -21,6 +21,7 @@ from .options import (
     NumImages,
     Official,
     Output,
+    Prompt,
     RunPrecision,
     SamplerName,
     SaveStages,
@@ -43,7 +44,7 @@ __all__ = ["command"]
 
 def command(
     bundle: BundlePath,
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show (text models).")] = None,
+    prompt: Prompt = None,
     label: Label = None,
     tokens: Tokens = None,
     negative_prompt: NegativePrompt = None,

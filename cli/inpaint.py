@@ -19,6 +19,7 @@ from .options import (
     NumImages,
     Official,
     Output,
+    Prompt,
     RunPrecision,
     SamplerName,
     SaveStages,
@@ -42,7 +43,7 @@ def command(
     mask: Annotated[
         Path, typer.Argument(metavar="MASK", help="A picture of the same size, white where it is to be made anew.")
     ],
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show (text models).")] = None,
+    prompt: Prompt = None,
     strength: Strength = None,
     label: Label = None,
     negative_prompt: NegativePrompt = None,

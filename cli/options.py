@@ -15,6 +15,7 @@ __all__ = [
     "BundlePath",
     "BundleBackend",
     "Eta",
+    "GradientBackend",
     "GuidanceScale",
     "Json",
     "Label",
@@ -24,6 +25,7 @@ __all__ = [
     "Official",
     "Output",
     "PrecisionName",
+    "Prompt",
     "RunPrecision",
     "SamplerName",
     "SaveStages",
@@ -78,6 +80,7 @@ def check_picture(path: Path | None) -> Path | None:
 
 
 BundlePath: TypeAlias = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
+Prompt: TypeAlias = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show (text models).")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 Seed: TypeAlias = Annotated[
@@ -146,6 +149,14 @@ Second: TypeAlias = Annotated[
 
 BundleBackend: TypeAlias = Annotated[
     BackendName, typer.Option("--backend", help="Library that runs the networks.", rich_help_panel=RUN)
+]
+GradientBackend: TypeAlias = Annotated[
+    Literal["auto", "openvino", "onnxruntime", "torch"],
+    typer.Option(
+        "--backend",
+        help="Library that runs the networks; torch: gradients by autograd, along a direction only.",
+        rich_help_panel=RUN,
+    ),
 ]
 RunPrecision: TypeAlias = Annotated[
     PrecisionName | None,

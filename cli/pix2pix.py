@@ -15,6 +15,7 @@ from ..runtime import image as pictures
 from ..runtime.systems.base import Edit
 from .options import OUT, check_picture
 from .run import Options, given, make
+from .sheet import captioned_sheet
 
 __all__ = [
     "AttentionGuidance",
@@ -35,8 +36,6 @@ __all__ = [
 ]
 
 PANEL = "Edits along a direction (pix2pix-zero)"
-SHOWN = 192
-"""Least height in pixels of a picture on the sheet; smaller ones are enlarged."""
 
 SourceWord: TypeAlias = Annotated[
     str | None, typer.Option(help="What is in the picture, e.g. 'red apple'.", rich_help_panel=PANEL)
@@ -132,17 +131,11 @@ def sheet_of(edits: Sequence[Edit]) -> Array:
         else:
             row = {"without the edit": edit.reconstruction, "edit": edit.image}
         row["difference"] = difference(edit.reconstruction, edit.image)
-        images += [_enlarged(image) for image in row.values()]
+        images += row.values()
         captions += row
-    return pictures.contact_sheet(images, captions=captions, columns=len(images) // len(edits))
+    return captioned_sheet(images, captions, columns=len(images) // len(edits))
 
 
 def difference(one: Array, two: Array) -> Array:
     """|one - two| of two pictures uint8 (H, W, 3): black where they are equal."""
     return np.asarray(np.abs(one.astype(np.int16) - two).astype(np.uint8))
-
-
-def _enlarged(image: Array) -> Array:
-    """Whole-number enlargement, so that small pictures are seen as they are."""
-    factor = -(-SHOWN // image.shape[0])
-    return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1) if factor > 1 else image

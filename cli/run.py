@@ -14,13 +14,14 @@ import typer
 
 from .. import load
 from ..engines.binding import Array
+from ..engines.engine import Backend
 from ..errors import ParameterError
 from ..runtime import image as pictures
 from ..runtime.systems.base import Edit, Progress, SfumatoWarning, System
 from ..runtime.systems.latent_run import RunOptions
 from ..runtime.systems.timings import Stage
 from . import console
-from .options import BackendName, PrecisionName
+from .options import PrecisionName
 
 __all__ = ["Options", "Stages", "given", "make", "numbered", "opened", "show_metrics"]
 
@@ -33,7 +34,7 @@ class Options:
     """How a system is run and what is written, for `make`."""
 
     bundle: Path
-    backend: BackendName
+    backend: Backend
     precision: PrecisionName | None
     threads: int | None
     output: Path

@@ -23,6 +23,7 @@ __all__ = [
     "Backend",
     "Engine",
     "available_backends",
+    "check_external",
     "check_finite",
     "check_graph",
     "check_options",
@@ -72,7 +73,9 @@ def available_backends() -> dict[str, str | None]:
     """Every backend with None where it can be used, else the reason why not. Imports none of them."""
     result: dict[str, str | None] = {}
     for name in get_args(Backend)[1:]:
-        if name not in _LIBRARIES:
+        if name == "torch":
+            result[name] = "for gradients alone, such as that of an edit along a direction"
+        elif name not in _LIBRARIES:
             result[name] = "not implemented in this version"
         elif importlib.util.find_spec(name) is None:
             result[name] = f"not installed; run: pip install 'sfumato[{_LIBRARIES[name][0]}]'"
@@ -115,7 +118,7 @@ def open_engine(
     """
     spec = bundle.network(network)
     chosen = check_options(backend, precision, threads)
-    _check_external(bundle, spec)
+    check_external(bundle, spec)
     if chosen == "openvino":
         from .openvino import OpenVinoEngine
 
@@ -157,7 +160,7 @@ def _choose(backend: str) -> str:
     return backend
 
 
-def _check_external(bundle: Bundle, spec: NetworkSpec) -> None:
+def check_external(bundle: Bundle, spec: NetworkSpec) -> None:
     """Hold the files that a graph reads against those that the manifest gives it."""
     graph = bundle.file(spec.graph)
     allowed = {bundle.file(path).name for path in spec.weights}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeAlias, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, Union, cast
 
 from ..errors import ManifestError, ParameterError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["JSON", "Node", "parse"]
 
@@ -137,6 +141,11 @@ class Node:
             if key not in nodes:
                 self.fail(f"lacks the key {key!r}")
         return iter([nodes[key] for key in keys])
+
+    def fields(self, record: type[DataclassInstance]) -> dict[str, Node]:
+        """An object with exactly the fields of a dataclass, as nodes by name."""
+        names = [field.name for field in dataclasses.fields(record)]
+        return dict(zip(names, self.record(*names), strict=True))
 
     def build(self, make: Callable[[], T]) -> T:
         """``make()``, with its `ParameterError` told as a fault of this value."""

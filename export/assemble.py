@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from ..engines.binding import Array
 from ..engines.bundle import Bundle, BundleWriter
-from ..engines.manifest import Manifest, ScheduleSpec
+from ..engines.manifest import Manifest, NetworkSpec, ScheduleSpec
 from ..engines.precision import Precision, check_precision
 from ..engines.strict import JSON
 from .network import Network
-from .write import Progress, export_network, quiet
+from .write import Progress, quiet, trace_network, write_network
 
-__all__ = ["UNSTATED", "assemble", "schedule_file"]
+__all__ = ["UNSTATED", "add_files", "assemble", "schedule_file"]
 
 UNSTATED = "LicenseRef-unstated"
 """What stands for a license that nobody named: the checkpoint's own terms hold, whatever they are."""
@@ -35,8 +36,8 @@ def assemble(
     assets: Mapping[str, str] | None = None,
     precision: Precision = "fp16",
     name: str = "",
-    license: str = UNSTATED,
-    on_progress: Progress = quiet,
+    license: str = "",
+    on_progress: Progress | None = None,
 ) -> Bundle:
     """Write a bundle; an error or Ctrl-C leaves nothing of it.
 
@@ -50,7 +51,7 @@ def assemble(
         assets: Paths of files by role.
         precision: How large weights are stored.
         name: Its name for people; by default that of the folder.
-        license: Terms of the weights.
+        license: Terms of the weights; `UNSTATED` if nobody says.
         on_progress: Told of every step.
 
     Raises:
@@ -60,22 +61,12 @@ def assemble(
     check_precision(precision)
     out = Path(out)
     with BundleWriter(out) as writer:
-        specs = {}
-        for index, network in enumerate(networks):
-
-            def say(message: str, at: str = f"[{index + 1}/{len(networks)}]") -> None:
-                on_progress(f"{at} {message}")
-
-            specs[network.name] = export_network(writer, network, precision, on_progress=say)
-        for path, content in (files or {}).items():
-            if isinstance(content, bytes):
-                writer.write(path, content)
-            else:
-                writer.copy(path, content)
+        specs = _export(writer, networks, precision, on_progress or quiet)
+        add_files(writer, files or {})
         manifest = Manifest(
             system=system,
             name=name or out.absolute().name,
-            license=license,
+            license=license or UNSTATED,
             producer=_producer(),
             networks=specs,
             schedule=schedule,
@@ -83,6 +74,38 @@ def assemble(
             settings=dict(settings),
         )
         return writer.commit(manifest)
+
+
+def _export(
+    writer: BundleWriter, networks: Sequence[Network], precision: Precision, on_progress: Progress
+) -> dict[str, NetworkSpec]:
+    """Every network by name; while one is written and checked, the next one is traced."""
+    pending: list[Future[NetworkSpec]] = []
+    with ThreadPoolExecutor(1) as second:  # one after another: networks may read the weights of those before them
+        try:
+            for index, network in enumerate(networks):
+
+                def say(message: str, at: str = f"[{index + 1}/{len(networks)}]") -> None:
+                    on_progress(f"{at} {message}")
+
+                traced = trace_network(network, on_progress=say)
+                if pending:
+                    pending[-1].result()  # at most two networks are in memory, and a fault is said early
+                pending.append(second.submit(write_network, writer, traced, precision, on_progress=say))
+                del traced
+            return {network.name: task.result() for network, task in zip(networks, pending, strict=True)}
+        except BaseException:
+            second.shutdown(cancel_futures=True)
+            raise
+
+
+def add_files(writer: BundleWriter, files: Mapping[str, bytes | Path]) -> None:
+    """Write files by their path in the bundle: bytes as they are, and copies of what lies elsewhere."""
+    for path, content in files.items():
+        if isinstance(content, bytes):
+            writer.write(path, content)
+        else:
+            writer.copy(path, content)
 
 
 def schedule_file(alphas_bar: Array) -> bytes:

@@ -35,7 +35,7 @@ from ..engines.onnxruntime import OnnxRuntimeEngine
 from ..engines.openvino import OpenVinoEngine
 from ..errors import ExportError
 
-__all__ = ["check_graph", "measure", "tolerances", "write_reference"]
+__all__ = ["Case", "check_graph", "measure", "tolerances", "write_reference"]
 
 _COMPUTE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 _STORAGE = {"fp32": 0.0, "fp16": 5e-3, "bf16": 4e-2, "int8": 5e-2}

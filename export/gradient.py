@@ -18,21 +18,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from ..engines.binding import Binding
 from ..errors import ExportError
 from ..networks.maps import MapRecorder
-from .gradient_backward import decompositions
-from .gradient_forward import DifferentiableForms
 from .network import Network
 from .recompute import recomputed
 
-__all__ = ["Differentiated", "Objective", "VectorProduct", "capture", "differentiate", "vector_product"]
+__all__ = ["Differentiated", "Objective", "VectorProduct", "differentiate", "vector_product"]
 
 
 class Objective(nn.Module):
@@ -63,7 +59,7 @@ class VectorProduct(Objective):
 
 
 class Differentiated(nn.Module):
-    """(values …, loss, gradient …) of an objective, by torch's autograd; `capture` makes a graph of it.
+    """(values …, loss, gradient …) of an objective, by torch's autograd; `capture.capture` makes a graph of it.
 
     Arguments:
         objective: The loss.
@@ -83,66 +79,6 @@ class Differentiated(nn.Module):
             loss, *values = objective(*given)
             gradients = torch.autograd.grad(loss, [given[i] for i in self.wrt])
         return *(v.detach() for v in values), loss.detach().reshape(1), *gradients
-
-
-class _Traced(nn.Module):
-    """`Differentiated` with its operators replaced, backward ones too; they must be so while tracing, see `capture`."""
-
-    def __init__(self, module: Differentiated) -> None:
-        super().__init__()
-        self.objective = module.objective  # the names of the weights in the graph begin with this
-        self._module = [module]  # in a list, so that the weights are not seen twice
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        from torch.fx.experimental.proxy_tensor import decompose, get_proxy_mode
-
-        # Exporting runs a module once without tracing, where there is nothing to decompose.
-        with DifferentiableForms(), nullcontext() if get_proxy_mode() is None else decompose(decompositions()):
-            return self._module[0](*inputs)
-
-
-def capture(module: Differentiated, inputs: tuple[Tensor, ...], axes: tuple[dict[int, Any], ...]) -> ExportedProgram:
-    """A `Differentiated` as a program of forward operators.
-
-    `torch.export.export` cannot trace autograd. The function under it can, told to trace after dispatch; it is private
-    to torch, so its version is pinned.
-
-    Arguments:
-        module: The gradient.
-        inputs: An example.
-        axes: Symbolic axes of every input, as `torch.export` takes them.
-    """
-    from torch.export._trace import _export  # pyright: ignore[reportPrivateUsage]
-
-    module.eval().requires_grad_(False)
-    program = _export(
-        _Traced(module),
-        inputs,
-        dynamic_shapes=(axes,),
-        strict=False,
-        pre_dispatch=False,
-        # As torch.onnx does: diffusers asks whether a batch has 64 rows or more, which must not bound the batch.
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
-    _remove_aliases(program)
-    return program
-
-
-def _remove_aliases(program: ExportedProgram) -> None:
-    """Drop what autograd leaves: operators that only rename."""
-    aten = torch.ops.aten
-    graph = program.graph
-    for node in list(graph.nodes):
-        names = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
-        if node.op == "call_function" and node.target in names:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    results: Any = graph.output_node().args[0]
-    for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
-        if hasattr(spec.arg, "name") and hasattr(result, "name"):
-            spec.arg.name = result.name
-    graph.eliminate_dead_code()
-    program.graph_module.recompile()
 
 
 def differentiate(

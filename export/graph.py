@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..engines.binding import Array, Binding
 from ..engines.precision import Precision
+from .patterns import quick_patterns
+from .reshapes import keep_axes
 from .share import THRESHOLD, share_weights
 
 __all__ = ["clean", "name_dimensions", "release", "save", "store", "store_rows_int8"]
@@ -28,7 +30,9 @@ _TYPES = {"fp16": (ir.DataType.FLOAT16, torch.float16), "bf16": (ir.DataType.BFL
 def clean(model: ir.Model) -> None:
     """Fold what is constant, drop what is unused and where it came from; weights are not copied."""
     _transpose_weights(model)
-    optimizer.optimize_ir(model, should_fold=_folds)
+    with quick_patterns():
+        optimizer.optimize_ir(model, should_fold=_folds)
+    keep_axes(model)
     passes.ClearMetadataAndDocStringPass()(model)
     functions: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for function in functions:

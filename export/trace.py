@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..engines.binding import Binding, Dimension
 from ..errors import ExportError
-from .gradient import Differentiated, capture
+from .capture import capture
+from .gradient import Differentiated
+from .lowering import direct_lowering, without_stack_traces
 from .network import Network
 
 __all__ = ["OPSET", "trace"]
@@ -56,7 +58,7 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
     axes = _dynamic_axes(network.inputs, network.dimensions, names)
     given = tuple(inputs[b.name] for b in network.inputs)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), direct_lowering(), without_stack_traces():
             gradient = capture(module, given, axes) if isinstance(module, Differentiated) else None
             program = torch.onnx.export(
                 module if gradient is None else gradient,
@@ -69,6 +71,8 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
                 optimize=False,
                 verbose=False,
             )
+    except ExportError as error:
+        raise ExportError(f"{network.name}: {error}") from error
     except Exception as error:  # the exporter raises many kinds of its own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(

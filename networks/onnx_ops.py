@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import EngineError
+
 __all__ = ["OPERATORS", "Operator"]
 
 Operator: TypeAlias = "Callable[..., Tensor | tuple[Tensor, ...]]"
@@ -32,6 +34,10 @@ _TYPES = {
     11: torch.float64,
     16: torch.float32,  # bfloat16
 }
+
+
+def _unknown(form: str) -> EngineError:
+    return EngineError(f"torch has no form for {form}; use a backend but 'torch'")
 
 
 def _ints(shape: Tensor | None) -> list[int]:
@@ -115,7 +121,7 @@ def _pads(attributes: Mapping[str, Any], axes: int) -> list[int]:
     """The begins and ends of an operator over pictures, as torch's `pad` takes them."""
     pads = list(attributes.get("pads") or [0] * 2 * axes)
     if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", ""):
-        raise NotImplementedError(f"auto_pad {attributes['auto_pad']}")
+        raise _unknown(f"pictures with auto_pad={attributes['auto_pad']!r}")
     return [n for i in reversed(range(axes)) for n in (pads[i], pads[i + axes])]
 
 
@@ -141,7 +147,7 @@ def _transposed_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = Non
 def _average_pool(x: Tensor, **attributes: Any) -> Tensor:
     pads = _pads(attributes, x.ndim - 2)
     if any(pads) or attributes.get("ceil_mode"):
-        raise NotImplementedError("AveragePool with padding")
+        raise _unknown("AveragePool with padding")
     kernel = attributes["kernel_shape"]
     return functional.avg_pool2d(x, tuple(kernel), tuple(attributes.get("strides") or [1] * len(kernel)))
 
@@ -189,7 +195,7 @@ def _dequantize(x: Tensor, scale: Tensor, zero: Tensor | None = None, **attribut
 
 def _pad(x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, **attributes: Any) -> Tensor:
     if attributes.get("mode", "constant") != "constant":
-        raise NotImplementedError(f"Pad in mode {attributes['mode']}")
+        raise _unknown(f"Pad with mode={attributes['mode']!r}")
     given, over = _ints(pads), _ints(axes) or list(range(x.ndim))
     plan = [0] * 2 * x.ndim
     for i, axis in enumerate(over):

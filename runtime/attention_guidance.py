@@ -22,10 +22,23 @@ from .denoiser import Parametrization, Prediction, PredictionKind
 from .sampler import Sampler
 from .schedule import Schedule
 
-__all__ = ["AttentionEdit", "EditStep", "Guide", "Kept"]
+__all__ = ["AttentionEdit", "EditStep", "Guide", "Kept", "check_guidance"]
 
 Kept: TypeAlias = Literal["negative", "shared"]
 """Which latent goes on after a step: the optimised copy of the negative branch, or one that both branches share."""
+
+
+def check_guidance(scale: float, amount: float, kept: str) -> None:
+    """Raise `ParameterError` for options that `AttentionEdit` does not take; see there."""
+    if not 1 < scale < np.inf:
+        raise ParameterError(
+            f"guidance scale is {scale}, the edit direction is added to the conditional half, which at 1 and below "
+            "is not used: nothing would change; pass a scale above 1, 5 is usual"
+        )
+    if not 0 <= amount < np.inf:
+        raise ParameterError(f"the amount of attention guidance is {amount}, need 0 or more; 0.1 is usual")
+    if kept not in get_args(Kept):
+        raise ParameterError(f"kept is {kept!r}, need {' or '.join(get_args(Kept))}; pass one of these")
 
 
 class Guide(Protocol):
@@ -114,15 +127,7 @@ class AttentionEdit:
         kept: Kept = "negative",
         apart: bool = False,
     ) -> None:
-        if not 1 < scale < np.inf:
-            raise ParameterError(
-                f"guidance scale is {scale}, the edit direction is added to the conditional half, which at 1 and below "
-                "is not used: nothing would change; pass a scale above 1, 5 is usual"
-            )
-        if not 0 <= amount < np.inf:
-            raise ParameterError(f"the amount of attention guidance is {amount}, need 0 or more; 0.1 is usual")
-        if kept not in get_args(Kept):
-            raise ParameterError(f"kept is {kept!r}, need {' or '.join(get_args(Kept))}; pass one of these")
+        check_guidance(scale, amount, kept)
         if context.ndim != 3 or len(context) != 2 or delta.shape != (1, *context.shape[1:]):
             raise ParameterError(
                 f"context has shape {context.shape} and the direction {delta.shape}; "

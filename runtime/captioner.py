@@ -66,9 +66,8 @@ class CaptionerSettings:
     def from_bytes(cls, data: bytes, where: str) -> CaptionerSettings:
         """The settings in a JSON file; `ManifestError` if it cannot be used."""
         value = parse(data, where)
-        names = tuple(cls.__dataclass_fields__)
         root = Node(value if isinstance(value, dict) else {}, where)
-        nodes = dict(zip(names, root.record(*names), strict=True))
+        nodes = root.fields(cls)
         whole = {
             name: nodes[name].integer(0) for name in ("image_size", "end", "pad", "beams", "min_length", "max_length")
         }

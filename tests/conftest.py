@@ -59,8 +59,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole text-to-picture bundle of a few hundred weights (16x16 pictures); tests must not change it."""
     pytest.importorskip("onnx")
+    import tiny_ldm
+
     out = tmp_path_factory.mktemp("bundles") / "tiny"
-    _support("tiny_ldm").write(out)
+    tiny_ldm.write(out)
     return out
 
 
@@ -78,19 +80,12 @@ def fading_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _cold(tmp_path_factory: pytest.TempPathFactory, kind: str, **parameters: Any) -> Path:
     pytest.importorskip("onnx")
+    import tiny_cold
+
     from sfumato.runtime.degradations import DegradationSpec
     from sfumato.runtime.systems.cold_settings import Generation
 
     out = tmp_path_factory.mktemp("bundles") / f"tiny-{kind}"
     generation = Generation("colour") if kind == "fade" else None
-    _support("tiny_cold").write(out, DegradationSpec.of(kind, **parameters), generation)
+    tiny_cold.write(out, DegradationSpec.of(kind, **parameters), generation)
     return out
-
-
-def _support(name: str) -> Any:
-    """A module of ``support``: tests are imported by path, so a helper has no package to be found in."""
-    spec = importlib.util.spec_from_file_location(name, HERE / "support" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

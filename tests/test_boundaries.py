@@ -31,8 +31,9 @@ ONE_FILE = {
     "PIL": "runtime/image.py",
     "tokenizers": "runtime/tokenizer.py",
     "torch": "runtime/autograd.py",
-    "tensorrt": "engines/tensorrt.py",
-    "tensorrt_rtx": "engines/tensorrt.py",
+    "onnx": "engines/onnx_model.py",
+    "tensorrt": "engines/builder_library.py",
+    "tensorrt_rtx": "engines/builder_library.py",
     "cuda": "engines/cuda.py",
 }
 """The one file of engines/ and runtime/ that may meet a library, inside functions."""

@@ -76,7 +76,7 @@ def test_constraints_pin_what_the_extras_name():
     tables = project()["project"]
     extras = tables["optional-dependencies"]
     # These need a vendor's hardware, and are not installed where the suite runs.
-    chosen = set(extras) - {"cuda", "rtx", "tensorrt"}
+    chosen = set(extras) - {"cuda", "tensorrt"}
     wanted = tables["dependencies"] + [requirement for name in chosen for requirement in extras[name]]
     names = {re.split(r"[\[<>=;]", requirement)[0].strip().lower() for requirement in wanted}
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]

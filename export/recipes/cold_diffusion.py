@@ -28,9 +28,9 @@ from ...runtime.degradations.mixing import Mixing
 from ...runtime.degradations.spec import DegradationSpec
 from ...runtime.systems.cold_diffusion import NETWORK
 from ...runtime.systems.cold_settings import ColdDiffusionSettings, Generation
-from ..assemble import UNSTATED, assemble
+from ..assemble import assemble
 from ..network import Network, image, timesteps
-from ..write import Progress, quiet
+from ..write import Progress
 from .parts import Sides
 
 __all__ = ["export", "restorer"]
@@ -123,8 +123,8 @@ def export(
         assets=assets,
         precision=precision,
         name=name,
-        license=license or UNSTATED,
-        on_progress=on_progress or quiet,
+        license=license,
+        on_progress=on_progress,
     )
 
 

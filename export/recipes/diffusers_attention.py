@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import ExportError
 from ...networks.layers import attention_map
 from ...networks.maps import MapRecorder
 
@@ -31,7 +32,10 @@ class ExplicitAttention:
         **_: object,
     ) -> Tensor:
         if attention_mask is not None or attn.spatial_norm is not None or attn.norm_q is not None:
-            raise NotImplementedError("attention with a mask, a spatial norm or a query norm is not latent diffusion's")
+            raise ExportError(
+                "attention has a mask, a spatial norm or a query norm, latent diffusion's has none; "
+                "export a model of Latent or Stable Diffusion"
+            )
         x = hidden_states.flatten(2).transpose(1, 2) if hidden_states.ndim == 4 else hidden_states
         h = x if attn.group_norm is None else attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
         context = h if encoder_hidden_states is None else encoder_hidden_states

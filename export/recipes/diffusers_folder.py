@@ -94,7 +94,7 @@ def read_diffusers(folder: Path) -> Model:
         tokenizer=None if text is None else "clip" if clip else "bert",
         defaults=_defaults(str(index.get("_class_name", "")), folder),
     )
-    networks = (*(() if text is None else (text,)), unet, encode, decode)
+    networks = (unet, *(() if text is None else (text,)), encode, decode)  # the longest first: the others overlap
     tokenizer = None if text is None else _tokenizer(folder / "tokenizer")
     return Model(networks, noise, settings, tokenizer, name=folder.resolve().name)
 

@@ -21,9 +21,9 @@ from ...networks.conditioners import ClassEmbedder, SpatialRescaler
 from ...networks.unet import UNet
 from ...networks.vq import VQModelInterface
 from ...runtime.systems.latent_settings import LatentDiffusionSettings
-from ..assemble import UNSTATED, assemble
+from ..assemble import assemble
 from ..network import Network
-from ..write import Progress, quiet
+from ..write import Progress
 from . import parts
 from .compvis import read_compvis
 from .model import Model
@@ -114,8 +114,8 @@ def pack_model(
         assets=assets,
         precision=precision,
         name=name,
-        license=license or UNSTATED,
-        on_progress=on_progress or quiet,
+        license=license,
+        on_progress=on_progress,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from ...engines.binding import Dimension
 from ...engines.bundle import Bundle, BundleWriter
@@ -20,7 +21,9 @@ from ...engines.precision import Precision
 from ...errors import ExportError
 from ...runtime.systems.latent_settings import LatentDiffusionSettings
 from ...runtime.systems.pix2pix_settings import ROLE, Pix2PixZeroSettings
-from ..attention_maps import attention_networks
+from ..assemble import add_files
+from ..attention_maps import find_maps, gradient_network, maps_network
+from ..gradient_memory import Form, choose_form, installed_memory
 from ..network import Network
 from ..write import Progress, export_network, quiet
 from .blip import CaptionerParts, read_blip
@@ -46,7 +49,8 @@ def export(
     license: str = "",
     settings: Pix2PixZeroSettings | None = None,
     captioner: Path | str | None = None,
-    recompute: bool = False,
+    gradient: Form | Literal["auto"] = "auto",
+    memory: int | None = None,
     on_progress: Progress | None = None,
 ) -> Bundle:
     """Make a bundle that pix2pix-zero can edit with, of a checkpoint or of a bundle.
@@ -61,7 +65,9 @@ def export(
         license: Terms of the weights.
         settings: What an edit takes by default.
         captioner: Folder of a BLIP captioner to pack too; without one every edit needs a prompt.
-        recompute: Let the gradient's graph compute activations again instead of keeping them: slower, with less memory.
+        gradient: "joint" keeps all activations; "recomputed" makes them again, slower, with less memory; "auto" keeps
+            them if they fit the device, see `gradient_memory.choose_form`.
+        memory: Bytes of the device, for "auto"; None is this machine's.
         on_progress: Told of every step.
 
     Raises:
@@ -81,13 +87,15 @@ def export(
             out,
             settings=settings,
             captioner=parts,
-            recompute=recompute,
+            gradient=gradient,
+            memory=memory,
             on_progress=on_progress or quiet,
         )
     model = read_model(source, config, tokenizer)
     _check_task(str(source), model.settings)
+    attention = attention_of(model.networks, gradient=gradient, memory=memory, on_progress=on_progress or quiet)
     return pack_model(
-        replace(model, networks=(*model.networks, *attention_of(model.networks, recompute=recompute), *parts.networks)),
+        replace(model, networks=(*model.networks, *attention, *parts.networks)),
         out,
         precision=precision,
         name=name or model.name,
@@ -98,13 +106,29 @@ def export(
     )
 
 
-def attention_of(networks: Sequence[Network], *, recompute: bool = False) -> tuple[Network, Network]:
+def attention_of(
+    networks: Sequence[Network],
+    *,
+    gradient: Form | Literal["auto"] = "auto",
+    memory: int | None = None,
+    on_progress: Progress = quiet,
+) -> tuple[Network, Network]:
     """``unet_maps`` and ``unet_gradient`` of the network ``unet`` among `networks`, to be exported after it."""
     unet = next((network for network in networks if network.name == "unet"), None)
     if unet is None:
         raise ExportError(f"there is no network 'unet' among {', '.join(n.name for n in networks)}; pass one")
+    if gradient not in ("auto", *get_args(Form)):
+        raise ExportError(f"gradient is {gradient!r}; pass 'auto', {' or '.join(map(repr, get_args(Form)))}")
     few = replace(unet, dimensions={**unet.dimensions, "batch": _BATCH})
-    return attention_networks(few, recompute=recompute)
+    on_progress("unet: looking for its attention")
+    module = few.build()
+    built = replace(few, build=lambda: module)
+    layers = find_maps(built)
+    if gradient == "auto":
+        device = memory or installed_memory()
+        gradient, need = choose_form(gradient_network(built, layers), device)
+        on_progress(f"unet_gradient: {gradient}; joint takes {need / 1e9:.1f} GB of the device's {device / 1e9:.1f}")
+    return maps_network(few, layers), gradient_network(few, layers, recompute=gradient == "recomputed")
 
 
 def add_attention(
@@ -113,7 +137,8 @@ def add_attention(
     *,
     settings: Pix2PixZeroSettings | None = None,
     captioner: CaptionerParts | None = None,
-    recompute: bool = False,
+    gradient: Form | Literal["auto"] = "auto",
+    memory: int | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Write a bundle with its networks, and with those of pix2pix-zero made anew from its UNet's weights.
@@ -123,7 +148,8 @@ def add_attention(
         out: Folder to write; it may be the bundle's own, which is replaced at the very end.
         settings: What an edit takes by default; None keeps what the bundle says.
         captioner: A captioner to add; None keeps the bundle's, if it has one.
-        recompute: As `export`.
+        gradient: As `export`.
+        memory: As `export`.
         on_progress: Told of every step.
     """
     manifest = bundle.manifest
@@ -133,7 +159,8 @@ def add_attention(
         )
     _check_task(str(bundle.path), LatentDiffusionSettings.from_json(manifest.settings))
     parts = captioner or NO_CAPTIONER
-    made = (*attention_of([unet_of(bundle)], recompute=recompute), *parts.networks)
+    attention = attention_of([unet_of(bundle)], gradient=gradient, memory=memory, on_progress=on_progress)
+    made = (*attention, *parts.networks)
     renewed = {network.name for network in made}
     specs = {key: spec for key, spec in manifest.networks.items() if key not in renewed}
     kept = {path for spec in specs.values() for path in (*spec.files, spec.reference) if path}
@@ -149,11 +176,7 @@ def add_attention(
             specs[network.name] = export_network(
                 writer, network, specs["unet"].precision.default, on_progress=on_progress
             )
-        for path, content in parts.files.items():
-            if isinstance(content, bytes):
-                writer.write(path, content)
-            else:
-                writer.copy(path, content)
+        add_files(writer, parts.files)
         if ROLE not in assets or settings is not None:
             writer.write(SETTINGS_FILE, (settings or Pix2PixZeroSettings()).to_bytes())
             assets[ROLE] = SETTINGS_FILE

@@ -1,4 +1,4 @@
-"""What every system shares: verbs, results, progress, warnings."""
+"""What every system shares: verbs, results, progress, warnings, opening networks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from ...engines.binding import Array
+from ...engines.engine import Backend, Engine, check_options, open_engine
 from ...engines.manifest import Manifest
+from ...engines.precision import Precision
 from ...engines.strict import JSON
 from ...errors import ParameterError
 from .. import image as pictures
 from .timings import Stage
 
-__all__ = ["Edit", "OnStep", "Progress", "SfumatoWarning", "System", "Verbs"]
+if TYPE_CHECKING:
+    from ...engines.bundle import Bundle
+
+__all__ = ["Edit", "OnStep", "Progress", "SfumatoWarning", "System", "Verbs", "network_opener"]
 
 
 class SfumatoWarning(UserWarning):
@@ -190,3 +195,21 @@ class Verbs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def network_opener(
+    bundle: Bundle, backend: Backend, precision: Precision | None, threads: int | None
+) -> Callable[[str], Engine]:
+    """What opens the networks of a bundle by name; see `open_engine` for the options, which are checked now.
+
+    Raises:
+        ParameterError: The precision or the number of threads is none.
+        MissingDependency: The backend's library is not installed.
+        EngineError: The backend is unknown or unimplemented.
+    """
+    check_options(backend, precision, threads)
+
+    def open_network(name: str) -> Engine:
+        return open_engine(bundle, name, backend=backend, precision=precision, threads=threads)
+
+    return open_network

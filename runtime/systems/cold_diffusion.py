@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from ...engines.engine import Backend, Engine, open_engine
+from ...engines.engine import Backend, Engine
 from ...engines.manifest import Manifest
 from ...engines.precision import Precision
 from ...errors import ManifestError, ParameterError
 from .. import image as pictures
 from ..cold_generation import GaussianMixture
 from ..degradation import Degradation
-from .base import OnStep, Verbs
+from .base import OnStep, Verbs, network_opener
 from .cold_call import Algorithm, Call, Job, check_seed
 from .cold_pictures import Pictures, check_size, hole_offsets, matching, read_hole
 from .cold_result import Restored
@@ -69,9 +69,7 @@ class ColdDiffusion(Verbs):
         threads: int | None = None,
     ) -> ColdDiffusion:
         """The system of an open bundle; see `load`."""
-
-        def open_network(name: str) -> Engine:
-            return open_engine(bundle, name, backend=backend, precision=precision, threads=threads)
+        open_network = network_opener(bundle, backend, precision, threads)
 
         def mixture() -> GaussianMixture:
             bundle.asset("mixture")  # says so where there is none

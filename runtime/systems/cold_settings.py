@@ -7,7 +7,7 @@ those of `Generation`. Export writes them with `to_json`, `ColdDiffusion` reads 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from ...engines.strict import JSON, Node
@@ -116,8 +116,7 @@ class ColdDiffusionSettings:
             ManifestError: A key is unknown or missing, or a value is out of place; the message names the JSON path.
         """
         root = Node(dict(value), path)
-        names = tuple(f.name for f in fields(cls))
-        nodes = dict(zip(names, root.record(*names), strict=True))
+        nodes = root.fields(cls)
         given: dict[str, Any] = {
             "degradation": DegradationSpec.from_node(nodes["degradation"]),
             "image_size": tuple(item.integer(1) for item in nodes["image_size"].array()),
@@ -142,13 +141,13 @@ class ColdDiffusionSettings:
 
 
 def _generation(node: Node) -> Generation:
-    start, side, upscale, severity, noise, remove = node.record(*(f.name for f in fields(Generation)))
+    nodes = node.fields(Generation)
     given: dict[str, Any] = {
-        "start": start.choice(get_args(Start)),
-        "side": side.integer(1),
-        "upscale": upscale.choice(("bilinear", "nearest")),
-        "severity": None if severity.is_null else severity.integer(1),
-        "noise": noise.number(),
-        "remove_noise": remove.boolean(),
+        "start": nodes["start"].choice(get_args(Start)),
+        "side": nodes["side"].integer(1),
+        "upscale": nodes["upscale"].choice(("bilinear", "nearest")),
+        "severity": None if nodes["severity"].is_null else nodes["severity"].integer(1),
+        "noise": nodes["noise"].number(),
+        "remove_noise": nodes["remove_noise"].boolean(),
     }
     return node.build(lambda: Generation(**given))

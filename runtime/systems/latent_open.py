@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...engines.engine import Backend, Engine, check_options, open_engine
+from ...engines.engine import Backend, Engine
 from ...engines.precision import Precision
 from ...errors import ManifestError, ParameterError
 from ..schedule import Schedule
 from ..tokenizer import Tokenizer, open_tokenizer
+from .base import network_opener
 from .latent_settings import LatentDiffusionSettings
 
 if TYPE_CHECKING:
@@ -34,14 +35,12 @@ class Sources(NamedTuple):
             BundleError: The tokenizer is missing or is none.
             MissingDependency: A library is not installed, be it for the tokenizer or for the networks.
             EngineError: The backend is unknown or unimplemented.
+            ParameterError: The precision or the number of threads is none.
         """
-        check_options(backend, precision, threads)
+        open_network = network_opener(bundle, backend, precision, threads)
         settings = LatentDiffusionSettings.from_json(bundle.manifest.settings)
         family, tokens = settings.tokenizer, settings.max_tokens or 0
         opened = None if family is None else open_tokenizer(family, bundle.asset("tokenizer"), tokens)
-
-        def open_network(name: str) -> Engine:
-            return open_engine(bundle, name, backend=backend, precision=precision, threads=threads)
 
         def tokenizer(_: LatentDiffusionSettings) -> Tokenizer:
             if opened is None:

@@ -17,6 +17,7 @@ from ..sampler import SAMPLERS, Sampler, make_sampler
 from ..schedule import Schedule, Spacing
 from .base import OnStep
 from .latent_settings import Defaults
+from .options import number, stated, whole
 
 __all__ = ["Plan", "RunNoise", "RunOptions", "batches", "make_plan"]
 
@@ -113,11 +114,7 @@ def make_plan(options: RunOptions, defaults: Defaults, schedule: Schedule) -> Pl
         ParameterError: A value is out of range or of the wrong kind.
         TypeError: An option does not exist.
     """
-    known = RunOptions.__annotations__
-    for name in options:
-        if name not in known:
-            raise TypeError(f"no option is named {name!r}, there are {', '.join(known)}")
-    given = cast("dict[str, Any]", {name: value for name, value in options.items() if value is not None})
+    given = stated(options, RunOptions)
     official = bool(given.get("official", False))
     sampler = given.get("sampler", defaults.sampler)
     if sampler not in SAMPLERS:
@@ -125,7 +122,7 @@ def make_plan(options: RunOptions, defaults: Defaults, schedule: Schedule) -> Pl
     usual = "official" if official else "lcm" if sampler == "lcm" else defaults.spacing
     spacing = given.get("spacing", usual)
     steps = given.get("steps", defaults.steps)
-    scale = _number("guidance_scale", given.get("guidance_scale", defaults.guidance_scale), 0, 1000)
+    scale = number("guidance_scale", given.get("guidance_scale", defaults.guidance_scale), (0, 1000))
     eta = _eta(sampler, given.get("eta"), defaults)
     rule, timesteps = _rule(schedule, sampler, spacing, steps, eta, official)
     return Plan(
@@ -135,9 +132,9 @@ def make_plan(options: RunOptions, defaults: Defaults, schedule: Schedule) -> Pl
         eta=eta,
         spacing=spacing,
         seed=_seed(given.get("seed", 0)),
-        num_images=_whole("num_images", given.get("num_images", 1), 1),
-        batch_size=_whole("batch_size", given["batch_size"], 1) if "batch_size" in given else None,
-        tile=_whole("tile", given["tile"], 0) if "tile" in given else None,
+        num_images=whole("num_images", given.get("num_images", 1), 1),
+        batch_size=whole("batch_size", given["batch_size"], 1) if "batch_size" in given else None,
+        tile=whole("tile", given["tile"], 0) if "tile" in given else None,
         official=official,
         on_step=given.get("on_step"),
         rule=rule,
@@ -173,26 +170,14 @@ def _eta(sampler: str, eta: Any, defaults: Defaults) -> float | None:
         return None
     if eta is None:
         return defaults.eta if sampler == "ddim" else 1.0
-    return _number("eta", eta, 0, 1)
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
-        raise ParameterError(f"{name} is {value!r}, need a number from {low} to {high}; pass such a one")
-    return float(value)
-
-
-def _whole(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise ParameterError(f"{name} is {value!r}, need a whole number of {low} or more; pass such a one")
-    return int(value)
+    return number("eta", eta, (0, 1))
 
 
 def _seed(value: Any) -> int | tuple[int, ...]:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, Sequence) and value and not isinstance(value, str):
-        return tuple(_whole("seed", item, -(2**63)) for item in value)
+        return tuple(whole("seed", item, -(2**63)) for item in value)
     raise ParameterError(f"seed is {value!r}, need a whole number or a list of them; pass such a one")
 
 

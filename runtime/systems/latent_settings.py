@@ -134,8 +134,7 @@ class LatentDiffusionSettings:
             ManifestError: A key is unknown or missing, or a value is out of place; the message names the JSON path.
         """
         root = Node(dict(value), path)
-        names = tuple(cls.__dataclass_fields__)
-        nodes = dict(zip(names, root.record(*names), strict=True))
+        nodes = root.fields(cls)
         fields: dict[str, Any] = {
             "task": nodes["task"].choice(get_args(Task)),
             "conditioning": nodes["conditioning"].choice(get_args(Conditioning)),

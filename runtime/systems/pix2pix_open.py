@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
 from ...engines.binding import Array
 from ...engines.engine import Backend, Engine
 from ...engines.precision import Precision
-from ...errors import BundleError, ManifestError
+from ...errors import BundleError, ManifestError, MissingDependency
 from ..attention_guidance import Guide
 from ..captioner import CAPTION_ROLE, CAPTION_TOKENIZER, DECODER, ENCODER, Captioner, CaptionerSettings
 from ..tokenizer import BertTokenizer
@@ -39,11 +40,16 @@ def read_settings(bundle: Bundle) -> Pix2PixZeroSettings:
 def guide_opener(
     bundle: Bundle, backend: Backend, precision: Precision | None, threads: int | None
 ) -> Callable[[], Guide]:
-    """What opens the gradient of the attention loss.
+    """What opens the gradient of the attention loss; torch, if it is to take it, is looked for now.
 
     The engine of the graph ``unet_gradient``, or with the backend "torch" the derivative that torch's autograd takes of
     the same graph's forward part, or of ``unet_maps`` in a bundle without it.
+
+    Raises:
+        MissingDependency: The backend is "torch", which is not installed.
     """
+    if backend == "torch" and importlib.util.find_spec("torch") is None:
+        raise MissingDependency("torch", "export", "a gradient by autograd")
 
     def open_guide() -> Guide:
         from ..gradient import open_gradient

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict, cast
-
-import numpy as np
+from typing import Any, TypedDict
 
 from ...engines.strict import JSON
 from ...errors import ParameterError
-from ..attention_guidance import Kept
+from ..attention_guidance import Kept, check_guidance
 from ..direction import Direction
 from .base import OnStep
+from .options import number, stated, whole
 from .pix2pix_settings import Pix2PixZeroSettings
 
 __all__ = ["EditOptions", "Pix2PixOptions", "make_options"]
@@ -96,26 +95,20 @@ def make_options(options: Pix2PixOptions, defaults: Pix2PixZeroSettings, amount:
         ParameterError: A value is out of range or of the wrong kind.
         TypeError: An option does not exist.
     """
-    known = Pix2PixOptions.__annotations__
-    for name in options:
-        if name not in known:
-            raise TypeError(f"no option is named {name!r}, there are {', '.join(known)}")
-    given = cast("dict[str, Any]", {name: value for name, value in options.items() if value is not None})
-    scale = _number("guidance_scale", given.get("guidance_scale", defaults.guidance_scale))
-    if scale <= 1:
-        raise ParameterError(
-            f"guidance_scale is {scale:g}: the edit direction is added to the conditional half, which at 1 and below "
-            "is not used, so nothing would change; pass a scale above 1, 5 is usual"
-        )
+    given = stated(options, Pix2PixOptions)
+    scale = number("guidance_scale", given.get("guidance_scale", defaults.guidance_scale))
+    amount = number("attention_guidance", given.get("attention_guidance", amount))
+    kept = given.get("kept", "negative")
+    check_guidance(scale, amount, kept)
     return EditOptions(
-        steps=_whole("steps", given.get("steps", defaults.steps)),
+        steps=whole("steps", given.get("steps", defaults.steps)),
         guidance_scale=scale,
-        amount=_number("attention_guidance", given.get("attention_guidance", amount)),
-        multiplier=_number("edit_multiplier", given.get("edit_multiplier", 1.0)),
-        kept=given.get("kept", "negative"),
+        amount=amount,
+        multiplier=number("edit_multiplier", given.get("edit_multiplier", 1.0)),
+        kept=kept,
         apart=bool(given.get("apart", False)),
         official=bool(given.get("official", False)),
-        seed=_whole("seed", given.get("seed", 0)),
+        seed=whole("seed", given.get("seed", 0)),
         on_step=given.get("on_step"),
         size=given.get("size"),
         words=_words(given),
@@ -136,15 +129,3 @@ def _words(given: Mapping[str, Any]) -> tuple[str, str] | None:
             "source_word='cat' and target_word='dog', or the file that `sfumato direction` wrote"
         )
     return words[0], words[1]
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
-        raise ParameterError(f"{name} is {value!r}, need a finite number; pass such a one")
-    return float(value)
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ParameterError(f"{name} is {value!r}, need one whole number; pass such a one")
-    return int(value)

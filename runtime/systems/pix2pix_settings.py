@@ -69,8 +69,7 @@ class Pix2PixZeroSettings:
             ManifestError: A key is unknown or missing, or a value is out of place; the message names the JSON path.
         """
         root = Node(dict(value), path)
-        names = tuple(cls.__dataclass_fields__)
-        nodes = dict(zip(names, root.record(*names), strict=True))
+        nodes = root.fields(cls)
         fields: dict[str, Any] = {
             "inversion": nodes["inversion"].choice(get_args(Inversion)),
             "templates": tuple(item.string() for item in nodes["templates"].array()),

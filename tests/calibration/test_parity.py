@@ -5,8 +5,8 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+import engine_models as models
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,19 +22,8 @@ from sfumato.errors import ParameterError
 INSTALLED = [name for name in ("openvino", "onnxruntime") if importlib.util.find_spec(name)]
 
 
-@pytest.fixture(scope="session")
-def models() -> ModuleType:
-    path = Path(__file__).parents[1] / "engines" / "models.py"
-    spec = importlib.util.spec_from_file_location("engine_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def tiny(models, tmp_path) -> Bundle:
+def tiny(tmp_path) -> Bundle:
     return models.write_tiny(tmp_path / "tiny")
 
 
@@ -129,7 +118,7 @@ def test_a_network_that_does_not_run_is_an_error_with_its_reason(tiny, tmp_path)
     assert "not implemented in this version" in report.rows[0].reason
 
 
-def test_the_stored_shapes_need_not_be_the_smallest(tiny, tmp_path, models):
+def test_the_stored_shapes_need_not_be_the_smallest(tiny, tmp_path):
     feeds = models.feeds(1, 16, 2, seed=5)
 
     def other(tensors):

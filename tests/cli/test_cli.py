@@ -7,17 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from typer.testing import Result
+from command_output import words
 
 from sfumato import __version__
 from sfumato.cli.app import VERBS
 from sfumato.errors import NonFiniteError
 from sfumato.runtime import image
-
-
-def words(result: Result) -> str:
-    """Output without the frames and line breaks that rich puts in."""
-    return " ".join("".join(c for c in result.output if c not in "│╭╮╰╯─━").split())
 
 
 def test_help_names_every_verb(run):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
-from typer.testing import Result
+from command_output import words
 
 from sfumato.cli.pix2pix import difference, sheet_of
 from sfumato.runtime import image
@@ -17,23 +16,17 @@ from sfumato.runtime.systems.base import Edit
 WORDS = ["--source-word", "red", "--target-word", "green"]
 
 
-def support(name):
-    path = Path(__file__).parents[1] / "support" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def write_maps(tiny_ldm):
+    """Writes the tiny bundle with maps and, unless told, their gradient."""
+    import tiny_p2p
+
+    return lambda out, **options: tiny_p2p.write(tiny_ldm, out, **options).path
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_ldm, tmp_path_factory):
-    out = tmp_path_factory.mktemp("p2p") / "tiny"
-    support("tiny_p2p").write(tiny_ldm, out)
-    return out
-
-
-def words(result: Result) -> str:
-    return " ".join("".join(c for c in result.output if c not in "│╭╮╰╯─━").split())
+def bundle(write_maps, tmp_path_factory):
+    return write_maps(tmp_path_factory.mktemp("p2p") / "tiny")
 
 
 def test_the_tiny_bundle_verifies(run, bundle):
@@ -173,16 +166,40 @@ def test_failures_of_edit(run, bundle, picture, arguments, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_bundles_without_the_networks_are_told(run, tiny_ldm, picture, tmp_path):
+def test_bundles_without_the_networks_are_told(run, tiny_ldm, write_maps, picture, tmp_path):
     result = run("edit", tiny_ldm, picture, "red apple", *WORDS)
     assert result.exit_code == 1
     assert "no network 'unet_maps'" in result.stderr
-    support("tiny_p2p").write(tiny_ldm, tmp_path / "maps", gradient=False)
+    write_maps(tmp_path / "maps", gradient=False)
     result = run("edit", tmp_path / "maps", picture, "red apple", *WORDS)
     assert result.exit_code == 1
     assert "no network 'unet_gradient'" in result.stderr
     assert "sfumato export pix2pix-zero" in result.stderr
     assert run("edit", tmp_path / "maps", picture, "red apple", *WORDS, "--attention-guidance", 0).exit_code == 0
+
+
+def test_the_gradient_by_torch_gives_the_same_picture(run, bundle, write_maps, picture, tmp_path):
+    pytest.importorskip("torch")
+    options = ["red apple", *WORDS, "--precision", "fp32"]
+    assert run("edit", bundle, picture, *options, "-o", "engine.png").exit_code == 0
+    result = run("edit", bundle, picture, *options, "--backend", "torch", "-o", "torch.png")
+    assert result.exit_code == 0, result.output
+    one, two = (image.read(tmp_path / f"{name}.png").astype(int) for name in ("engine", "torch"))
+    assert np.abs(one - two).max() <= 1
+    write_maps(tmp_path / "maps", gradient=False)
+    result = run("edit", tmp_path / "maps", picture, *options, "--backend", "torch", "-o", "maps.png")
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(image.read(tmp_path / "maps.png"), two)
+    result = run("edit", bundle, picture, "red apple", "--backend", "torch")
+    assert result.exit_code == 1
+    assert "backend 'torch' is for gradients alone" in result.stderr
+
+
+def test_without_torch_the_extra_is_named(run, bundle, picture, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = run("edit", bundle, picture, "red apple", *WORDS, "--backend", "torch")
+    assert result.exit_code == 1
+    assert "pip install 'sfumato[export]'" in result.stderr
 
 
 def test_a_sheet_has_a_row_for_each_edit():

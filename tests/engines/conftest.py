@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 from types import ModuleType
 
+import engine_models
 import pytest
 
 
 @pytest.fixture(scope="session")
 def models() -> ModuleType:
-    """``models.py`` beside this file (tests are imported by path, so it has no package)."""
-    spec = importlib.util.spec_from_file_location("engine_models", Path(__file__).with_name("models.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of the tiny networks."""
+    return engine_models
 
 
 @pytest.fixture(autouse=True)

@@ -139,7 +139,9 @@ def test_what_cannot_be_opened_is_said(bundle):
         open_engine(bundle, "vae")
     with pytest.raises(EngineError, match="backend is 'tflite', need one of auto, openvino"):
         open_engine(bundle, "unet", backend="tflite")
-    for backend in ("torch", "tensorrt", "tensorrt_rtx"):
+    with pytest.raises(EngineError, match="'torch' is for gradients alone, .*; use openvino or onnx"):
+        open_engine(bundle, "unet", backend="torch")
+    for backend in ("tensorrt", "tensorrt_rtx"):
         with pytest.raises(EngineError, match=f"'{backend}' is not implemented in this version; use openvino or onnx"):
             open_engine(bundle, "unet", backend=backend)
     with pytest.raises(ParameterError, match="precision is 'int8'"):

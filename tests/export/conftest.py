@@ -30,22 +30,18 @@ def exported(goldens: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.fixture(scope="session")
 def folder_exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Bundle]]:
-    """A tiny pipeline as diffusers saves it and its bundle in float32, by the function's name in ``folders.py``."""
-    import importlib.util
+    """A tiny pipeline as diffusers saves it, by its function's name in ``diffusers_folders``; its bundle in float32."""
+    import diffusers_folders
 
     from sfumato.export.recipes.latent_diffusion import export
 
-    spec = importlib.util.spec_from_file_location("sfumato_test_folders", Path(__file__).with_name("folders.py"))
-    assert spec is not None and spec.loader is not None
-    folders = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(folders)
     root, made = tmp_path_factory.mktemp("folders"), dict[str, tuple[Path, Bundle]]()
 
     def get(name: str) -> tuple[Path, Bundle]:
         if name not in made:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # remarks of diffusers on its own deprecations
-                folder = getattr(folders, name)(root / name)
+                folder = getattr(diffusers_folders, name)(root / name)
             made[name] = folder, export(folder, root / f"{name}-bundle", precision="fp32")
         return made[name]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bare_pipeline import bare_pipeline
 
 from sfumato.calibration.parity import verify_bundle
 from sfumato.engines.bundle import Bundle
@@ -146,17 +147,12 @@ def test_a_model_trained_to_inpaint_fills_holes_as_the_librarys_pipeline(
         edits = system.inpaint(picture, mask, "a b", strength=strength, paste=False, **options)
         ids = system.models.tokenizer()(["a b", "c"]).ids
     prompt, negative = _library_text(folder, "stable_diffusion_inpainting", torch.from_numpy(ids)).split(1)
-    pipe = diffusers.StableDiffusionInpaintPipeline(
+    pipe = bare_pipeline(
+        "StableDiffusionInpaintPipeline",
         vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
         unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
         scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
-        text_encoder=None,
-        tokenizer=None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
-    pipe.set_progress_bar_config(disable=True)
     expected = pipe(
         prompt_embeds=prompt,
         negative_prompt_embeds=negative,

@@ -258,5 +258,15 @@ def test_unknown_inputs_are_refused() -> None:
         differentiate(small(), Likeness, name="n", wrt=("z",))
 
 
+def test_a_torch_without_the_private_function_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.export import _trace
+
+    base = parts.unet(Plain, (4, 4), SIDES)
+    target = replace(base, inputs=(Binding("target", "float32", ("batch", 4, "height", "width")),))
+    monkeypatch.delattr(_trace, "_export")
+    with pytest.raises(ExportError, match=r"^likeness: torch .* has no torch.export._trace._export.*pip install"):
+        write(tmp_path / "b", differentiate(base, Likeness, name="likeness", more=target))
+
+
 def _graph(bundle: Bundle, name: str) -> Any:
     return onnx.load(str(bundle.file(bundle.network(name).graph)), load_external_data=False).graph

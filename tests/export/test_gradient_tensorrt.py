@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from sfumato.engines.bundle import Bundle, BundleWriter
+from sfumato.engines.build import build_plan
+from sfumato.engines.build_target import parse_target
+from sfumato.engines.bundle import BundleWriter
 from sfumato.engines.manifest import Manifest
 from sfumato.export.attention_maps import attention_networks
 from sfumato.export.recipes import parts
@@ -36,36 +37,12 @@ def _unet() -> Any:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_gradient_graph_is_built(tmp_path: Path, recompute: bool) -> None:
-    import tensorrt_rtx as trt
-
     unet = parts.unet(_unet, (4, 4), parts.Sides((8, 8), 2, 4), context=(8, 24))
     _, network = attention_networks(unet, recompute=recompute)
     with BundleWriter(tmp_path / "b") as writer:
         spec = export_network(writer, network, "fp16")
         bundle = writer.commit(Manifest("test", "tiny", "CC0-1.0", {}, {spec.name: spec}))
-    plan = _build(trt, bundle, spec.name)
-    assert len(plan) > 1000
-
-
-def _build(trt: Any, bundle: Bundle, name: str) -> bytes:
-    """A plan for the desktop architectures, for the sizes that are usual."""
-    spec = bundle.network(name)
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    read = parser.parse_from_file(str(bundle.file(spec.graph)))
-    errors = sorted({parser.get_error(i).desc() for i in range(parser.num_errors)})
-    assert read, "\n".join(errors)
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    profile = builder.create_optimization_profile()
-    for binding in spec.inputs:
-        shapes = [getattr(spec.profile, end)[binding.name] for end in ("min", "opt", "max")]
-        assert np.all(np.array(shapes) > 0)
-        profile.set_shape(binding.name, *shapes)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    return bytes(plan)
+    plan = build_plan(bundle, spec.name, parse_target("rtx:sm86+sm89"))
+    assert plan.key["precision"] == "fp16"
+    assert plan.built["half_products"] > 10
+    assert plan.bytes > 1000

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import warnings
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
+import p2p_folder
 import pytest
+from p2p import NAMES, SCHEDULE, close
 
 import sfumato
 from sfumato.engines.bundle import Bundle
@@ -23,21 +23,8 @@ from sfumato.runtime.image import from_float
 from sfumato.runtime.inversion import diffusers_climbs, invert, official_climbs
 from sfumato.runtime.regularization import NoiseRegularizer
 from sfumato.runtime.sampler import DDIM, sample
-from sfumato.runtime.schedule import Schedule
 from sfumato.runtime.systems.base import SfumatoWarning
 from sfumato.runtime.systems.pix2pix_settings import Pix2PixZeroSettings
-
-SCHEDULE = Schedule.named("scaled_linear", 1000, 0.00085, 0.012)
-NAMES = (
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn2",
-    "mid_block.attentions.0.transformer_blocks.0.attn2",
-    "up_blocks.1.attentions.0.transformer_blocks.0.attn2",
-    "up_blocks.1.attentions.1.transformer_blocks.0.attn2",
-)
-
-
-def close(found, wanted, share=1e-4):
-    return np.abs(found - wanted).max() <= share * np.abs(wanted).max() + 1e-12
 
 
 def replay(values):
@@ -47,14 +34,10 @@ def replay(values):
 
 @pytest.fixture(scope="session")
 def bundle(goldens, tmp_path_factory) -> Bundle:
-    path = Path(__file__).parents[1] / "support" / "p2p_folder.py"
-    spec = importlib.util.spec_from_file_location("p2p_folder", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     root = tmp_path_factory.mktemp("pix2pix")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks of diffusers on its own deprecations
-        module.write(goldens, root / "folder")
+        p2p_folder.write(goldens, root / "folder")
         return export(root / "folder", root / "bundle", precision="fp32", settings=Pix2PixZeroSettings(steps=5))
 
 

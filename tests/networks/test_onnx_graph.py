@@ -96,6 +96,19 @@ def test_operators_are_those_of_onnx(kind, inputs, attributes) -> None:
         np.testing.assert_allclose(got.numpy(), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "inputs", "attributes", "message"),
+    [
+        ("AveragePool", [X], {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1]}, "AveragePool with padding"),
+        ("Conv", [X, X[:1]], {"auto_pad": "SAME_UPPER"}, "auto_pad='SAME_UPPER'"),
+        ("Pad", [X, _i64(0, 0, 1, 1, 0, 0, 1, 1)], {"mode": "reflect"}, "Pad with mode='reflect'"),
+    ],
+)
+def test_forms_that_torch_lacks_are_named(kind, inputs, attributes, message) -> None:
+    with pytest.raises(EngineError, match=f"no form for .*{message}; use a backend but 'torch'"):
+        OPERATORS[kind](*(torch.from_numpy(np.array(v)) for v in inputs), **attributes)
+
+
 def _graph(path: Path) -> Path:
     """y = tanh(x W) + b, and z = 2 y; W in float16."""
     weight = helper.make_tensor("w", TensorProto.FLOAT16, (3, 2), np.arange(6, dtype=np.float16).reshape(3, 2) / 8)

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from p2p import NAMES, SCHEDULE, close
 
 from sfumato.errors import Cancelled, NonFiniteError, ParameterError
 from sfumato.runtime.attention_guidance import AttentionEdit
 from sfumato.runtime.sampler import DDIM, DDPM, sample
-from sfumato.runtime.schedule import Schedule
-
-SCHEDULE = Schedule.named("scaled_linear", 1000, 0.00085, 0.012)
-NAMES = (
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn2",
-    "mid_block.attentions.0.transformer_blocks.0.attn2",
-    "up_blocks.1.attentions.0.transformer_blocks.0.attn2",
-    "up_blocks.1.attentions.1.transformer_blocks.0.attn2",
-)
-"""Cross-attention of the tiny UNet in the order in which it runs."""
-
-
-def close(found, wanted, share=1e-4):
-    return np.abs(found - wanted).max() <= share * np.abs(wanted).max() + 1e-12
 
 
 @pytest.fixture(scope="module")
 def torch_engines(goldens):
     pytest.importorskip("diffusers")
-    path = Path(__file__).parents[1] / "support" / "p2p_torch.py"
-    spec = importlib.util.spec_from_file_location("p2p_torch", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    unet = module.unet(goldens)
-    return lambda: (module.TorchEngine(unet), module.TorchEngine(unet, maps=True))
+    import p2p_torch
+
+    unet = p2p_torch.unet(goldens)
+    return lambda: (p2p_torch.TorchEngine(unet), p2p_torch.TorchEngine(unet, maps=True))
 
 
 def steps_of(edit, x, timesteps):

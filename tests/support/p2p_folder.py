@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
+import tiny_clip
 import torch
 from safetensors.torch import save_file
 
@@ -29,7 +29,8 @@ def write(goldens: Any, folder: Path) -> Path:
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": "DDIMScheduler", **config["scheduler"]}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    _text(folder)
+    torch.manual_seed(0)
+    tiny_clip.write(folder, tokens=TOKENS, width=WIDTH, pad="!", layers=1)
     roles = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
@@ -39,35 +40,3 @@ def write(goldens: Any, folder: Path) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **roles}))
     return folder
-
-
-def _text(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    torch.manual_seed(0)
-    settings = {
-        "vocab_size": 64,
-        "hidden_size": WIDTH,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": TOKENS,
-        "bos_token_id": 62,
-        "eos_token_id": 63,
-        "pad_token_id": 0,
-    }
-    CLIPTextModel(CLIPTextConfig(**settings)).save_pretrained(folder / "text_encoder")
-    letters = [chr(97 + i) for i in range(26)]
-    words = ["!", *letters, *(f"{letter}</w>" for letter in letters)]
-    words += [f"<{i}>" for i in range(62 - len(words))] + ["<|startoftext|>", "<|endoftext|>"]
-    library = Tokenizer(
-        models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<|endoftext|>", end_of_word_suffix="</w>")
-    )
-    library.pre_tokenizer = pre_tokenizers.Whitespace()
-    (folder / "tokenizer").mkdir()
-    library.save(str(folder / "tokenizer" / "tokenizer.json"))
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    more = {"pad_token": "!", "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TOKENS}
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({**special, **more}))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from onnx import helper
+from tiny_ldm import network
 
 from sfumato.engines.binding import Binding, Dimension
 from sfumato.engines.bundle import Bundle, BundleWriter
@@ -19,14 +18,6 @@ SIDE = Dimension(4, 16, 64, 4)
 SHAPE = ("batch", 3, "height", "width")
 
 
-def _shared() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiny_ldm", Path(__file__).with_name("tiny_ldm.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def write(out: Path, degradation: DegradationSpec, generation: Generation | None = None) -> Bundle:
     """A bundle for 16x16 pictures: the network sharpens by a 3x3 kernel and darkens with t."""
     kernel = np.zeros((3, 3, 3, 3), np.float32)
@@ -35,7 +26,7 @@ def write(out: Path, degradation: DegradationSpec, generation: Generation | None
     kernel += np.random.default_rng(2).normal(0, 0.01, kernel.shape).astype(np.float32)
     settings = ColdDiffusionSettings(degradation, 3, (16, 16), 4, generation=generation)
     with BundleWriter(out) as writer:
-        network = _shared()._network(
+        restorer = network(
             writer,
             "restorer",
             [Binding("x", "float32", SHAPE), Binding("t", "float32", ("batch",))],
@@ -54,6 +45,6 @@ def write(out: Path, degradation: DegradationSpec, generation: Generation | None
             },
         )
         manifest = Manifest(
-            "cold-diffusion", out.name, "CC0-1.0", {"tests": "1"}, {"restorer": network}, settings=settings.to_json()
+            "cold-diffusion", out.name, "CC0-1.0", {"tests": "1"}, {"restorer": restorer}, settings=settings.to_json()
         )
         return writer.commit(manifest)

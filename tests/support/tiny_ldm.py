@@ -31,7 +31,7 @@ def _value(binding: Binding) -> Any:
     return helper.make_tensor_value_info(binding.name, INT64 if binding.dtype == "int64" else FLOAT, binding.shape)
 
 
-def _network(
+def network(
     writer: BundleWriter,
     name: str,
     inputs: Sequence[Binding],
@@ -89,7 +89,7 @@ def write(out: Path) -> Bundle:
     batch, grid, picture = "batch", ("height", "width"), ("image_height", "image_width")
     column = np.array([-1, 1, 1, 1])
     with BundleWriter(out) as writer:
-        unet = _network(
+        unet = network(
             writer,
             "unet",
             [
@@ -116,7 +116,7 @@ def write(out: Path) -> Bundle:
             },
             {"x": normal(2, 4, 8, 8), "t": np.array([1, 900], np.float32), "context": normal(2, TOKENS, WIDTH)},
         )
-        decoder = _network(
+        decoder = network(
             writer,
             "vae_decoder",
             [Binding("z", "float32", (batch, 4, *grid))],
@@ -129,7 +129,7 @@ def write(out: Path) -> Bundle:
             {"kernel": 0.3 * normal(3, 4, 1, 1), "scales": np.array([1, 1, 2, 2], np.float32)},
             {"z": normal(2, 4, 8, 8)},
         )
-        encoder = _network(
+        encoder = network(
             writer,
             "vae_encoder",
             [Binding("image", "float32", (batch, 3, *picture))],
@@ -143,7 +143,7 @@ def write(out: Path) -> Bundle:
             {"kernel": normal(4, 3, 1, 1), "ten": np.array(10, np.float32)},
             {"image": normal(2, 3, 16, 16)},
         )
-        text = _network(
+        text = network(
             writer,
             "text_encoder",
             [Binding("input_ids", "int64", (batch, "tokens"))],

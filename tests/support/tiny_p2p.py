@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import helper
+from tiny_ldm import TOKENS, WIDTH, network
 
 from sfumato.engines.binding import Binding, Dimension
 from sfumato.engines.bundle import Bundle, BundleWriter
 from sfumato.runtime.systems.pix2pix_settings import ROLE, Pix2PixZeroSettings
-
-
-def _tiny() -> Any:
-    spec = importlib.util.spec_from_file_location("tiny_ldm", Path(__file__).with_name("tiny_ldm.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _maps() -> list[Any]:
@@ -61,7 +53,7 @@ def _gradient() -> list[Any]:
 
 def write(source: Path, out: Path, *, gradient: bool = True) -> Bundle:
     """Copy the tiny bundle `source` and add ``unet_maps`` and ``unet_gradient``."""
-    tiny, bundle = _tiny(), Bundle.open(source)
+    bundle = Bundle.open(source)
     rng = np.random.default_rng(5)
     kernel = (0.1 * rng.standard_normal((4, 4, 3, 3))).astype(np.float32)
     column = np.array([-1, 1, 1, 1])
@@ -90,21 +82,20 @@ def write(source: Path, out: Path, *, gradient: bool = True) -> Bundle:
         "twice": np.array([2], np.float32),
         "pads": np.array([0, 0, 0, 0, 0, 3, 0, 0]),
     }
-    tokens, width = tiny.TOKENS, tiny.WIDTH
     feeds = {
         "x": rng.standard_normal((2, 4, 8, 8)).astype(np.float32),
         "t": np.array([1, 900], np.float32),
-        "context": rng.standard_normal((2, tokens, width)).astype(np.float32),
+        "context": rng.standard_normal((2, TOKENS, WIDTH)).astype(np.float32),
     }
     unet = bundle.network("unet")
     shape = ("batch", 1, "pixels_1", "tokens")
     dimensions = {**unet.dimensions, "pixels_1": Dimension(1, 64, 4096)}
-    reference = rng.random((2, 1, 64, tokens)).astype(np.float32)
+    reference = rng.random((2, 1, 64, TOKENS)).astype(np.float32)
     with BundleWriter(out) as writer:
         for path in bundle.manifest.files:
             writer.copy(path, bundle.file(path))
         networks = dict(bundle.manifest.networks)
-        networks["unet_maps"] = tiny._network(
+        networks["unet_maps"] = network(
             writer,
             "unet_maps",
             unet.inputs,
@@ -115,7 +106,7 @@ def write(source: Path, out: Path, *, gradient: bool = True) -> Bundle:
             feeds,
         )
         if gradient:
-            networks["unet_gradient"] = tiny._network(
+            networks["unet_gradient"] = network(
                 writer,
                 "unet_gradient",
                 (*unet.inputs, Binding("reference_00", "float32", shape)),

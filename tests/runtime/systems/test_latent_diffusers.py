@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bare_pipeline import bare_pipeline
 
 from sfumato.engines.binding import Binding, Dimension
 from sfumato.engines.manifest import Manifest, NetworkSpec, ScheduleSpec
@@ -63,18 +64,7 @@ class Models:
         self.embeds = torch.randn(2, 7, 16)  # 0: negative, 1: prompt
 
     def pipeline(self, kind: str, scheduler: Any) -> Any:
-        pipe = getattr(diffusers, kind)(
-            vae=self.vae,
-            unet=self.unet,
-            scheduler=scheduler,
-            text_encoder=None,
-            tokenizer=None,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
+        return bare_pipeline(kind, vae=self.vae, unet=self.unet, scheduler=scheduler)
 
     def system(self) -> LatentDiffusion:
         side, pixels = Dimension(2, 8, 64, 2), Dimension(4, 16, 128, 4)

@@ -60,6 +60,7 @@ def test_what_is_no_bundle_of_ours_says_why(tmp_path: Path) -> None:
         sfumato.load(bundle(tmp_path / "e", schedule=rising))
 
 
+@pytest.mark.parametrize("system", ["latent-diffusion", "pix2pix-zero", "cold-diffusion"])
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
@@ -70,11 +71,13 @@ def test_what_is_no_bundle_of_ours_says_why(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_no_engine_takes_are_refused_by_load(
-    tmp_path: Path, options: dict[str, Any], kind: type[Exception], message: str
+    tmp_path: Path, system: str, options: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
-    path = bundle(tmp_path / "b")
+    """Before any engine is opened, and by every system."""
+    own = "latent-diffusion" if system == "pix2pix-zero" else system
+    path = bundle(tmp_path / "b", system=own)
     with pytest.raises(kind, match=message):
-        sfumato.load(path, **options)
+        sfumato.load(path, **options, system=system)
 
 
 def test_a_library_that_is_missing_is_missed_by_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,8 +252,10 @@ def test_a_captioner_is_asked_where_there_is_no_prompt(pictures):
     ],
 )
 def test_options_out_of_range_are_refused(pictures, options, words):
+    made = pictures()
     with pytest.raises(ParameterError, match=words):
-        edit(pictures().system, **options)
+        edit(made.system, **options)
+    assert not made.fake.engines  # before a network is opened
 
 
 def test_unknown_options_are_refused(pictures):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import tiny_clip
 import torch
 
-logging.getLogger("transformers").setLevel(logging.ERROR)
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 
 TOKENS = 12
@@ -27,38 +28,6 @@ def _scheduler(folder: Path, **changes: object) -> None:
     DDIMScheduler(**{**config, "set_alpha_to_one": False, "steps_offset": 1, **changes}).save_pretrained(
         folder / "scheduler"
     )
-
-
-def _clip(folder: Path, *, act: str, pad: str) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(
-        vocab_size=64,
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        hidden_act=act,
-        bos_token_id=62,
-        eos_token_id=63,
-        pad_token_id=0,
-    )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    letters = [chr(97 + i) for i in range(26)]
-    words = ["!", *letters, *(f"{letter}</w>" for letter in letters)]
-    words += [f"<{i}>" for i in range(62 - len(words))] + ["<|startoftext|>", "<|endoftext|>"]
-    library = Tokenizer(
-        models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<|endoftext|>", end_of_word_suffix="</w>")
-    )
-    library.pre_tokenizer = pre_tokenizers.Whitespace()
-    out = folder / "tokenizer"
-    out.mkdir()
-    library.save(str(out / "tokenizer.json"))
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    tokenizer = {**special, "pad_token": pad, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TOKENS}
-    (out / "tokenizer_config.json").write_text(json.dumps(tokenizer))
 
 
 def _conditional_unet(
@@ -122,61 +91,45 @@ def _plain_unet(folder: Path, channels: int) -> None:
     ).save_pretrained(folder / "unet")
 
 
-def stable_diffusion_1(folder: Path) -> Path:
-    torch.manual_seed(1)
+def _stable_diffusion(
+    folder: Path,
+    seed: int,
+    *,
+    pipeline: str = "StableDiffusionPipeline",
+    scheduler: str = "DDIMScheduler",
+    act: str = "quick_gelu",
+    pad: str = "<|endoftext|>",
+    prediction: str = "epsilon",
+    **unet: Any,
+) -> Path:
+    torch.manual_seed(seed)
     folder.mkdir()
-    _conditional_unet(folder, linear=False, heads=4, channels=(32, 64))
+    _conditional_unet(folder, **unet)
     _kl(folder)
-    _clip(folder, act="quick_gelu", pad="<|endoftext|>")
-    _scheduler(folder)
+    tiny_clip.write(folder, tokens=TOKENS, width=WIDTH, pad=pad, act=act)
+    _scheduler(folder, prediction_type=prediction)
     _index(
         folder,
-        "StableDiffusionPipeline",
+        pipeline,
         vae=("diffusers", "AutoencoderKL"),
         text_encoder=("transformers", "CLIPTextModel"),
         tokenizer=("transformers", "CLIPTokenizer"),
         unet=("diffusers", "UNet2DConditionModel"),
-        scheduler=("diffusers", "PNDMScheduler"),
+        scheduler=("diffusers", scheduler),
     )
     return folder
+
+
+def stable_diffusion_1(folder: Path) -> Path:
+    return _stable_diffusion(folder, 1, scheduler="PNDMScheduler", linear=False, heads=4, channels=(32, 64))
 
 
 def stable_diffusion_2(folder: Path) -> Path:
-    torch.manual_seed(2)
-    folder.mkdir()
-    _conditional_unet(folder, linear=True, heads=[4])
-    _kl(folder)
-    _clip(folder, act="gelu", pad="!")
-    _scheduler(folder, prediction_type="v_prediction")
-    _index(
-        folder,
-        "StableDiffusionPipeline",
-        vae=("diffusers", "AutoencoderKL"),
-        text_encoder=("transformers", "CLIPTextModel"),
-        tokenizer=("transformers", "CLIPTokenizer"),
-        unet=("diffusers", "UNet2DConditionModel"),
-        scheduler=("diffusers", "DDIMScheduler"),
-    )
-    return folder
+    return _stable_diffusion(folder, 2, act="gelu", pad="!", prediction="v_prediction", linear=True, heads=[4])
 
 
 def stable_diffusion_inpainting(folder: Path) -> Path:
-    torch.manual_seed(6)
-    folder.mkdir()
-    _conditional_unet(folder, linear=False, heads=4, inputs=9)
-    _kl(folder)
-    _clip(folder, act="quick_gelu", pad="<|endoftext|>")
-    _scheduler(folder)
-    _index(
-        folder,
-        "StableDiffusionInpaintPipeline",
-        vae=("diffusers", "AutoencoderKL"),
-        text_encoder=("transformers", "CLIPTextModel"),
-        tokenizer=("transformers", "CLIPTokenizer"),
-        unet=("diffusers", "UNet2DConditionModel"),
-        scheduler=("diffusers", "DDIMScheduler"),
-    )
-    return folder
+    return _stable_diffusion(folder, 6, pipeline="StableDiffusionInpaintPipeline", linear=False, heads=4, inputs=9)
 
 
 def ldm_text(folder: Path) -> Path:
@@ -201,13 +154,8 @@ def ldm_text(folder: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(chr(97 + i) for i in range(26))]
     library = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
-    out = folder / "tokenizer"
-    out.mkdir()
-    library.save(str(out / "tokenizer.json"))
     special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
-    (out / "tokenizer_config.json").write_text(
-        json.dumps({**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": TOKENS})
-    )
+    tiny_clip.save_tokenizer(library, folder, TOKENS, **special)
     _scheduler(folder)
     _index(
         folder,
@@ -221,33 +169,25 @@ def ldm_text(folder: Path) -> Path:
     return folder
 
 
-def ldm_unconditional(folder: Path) -> Path:
-    torch.manual_seed(4)
+def _latent_diffusion(folder: Path, seed: int, pipeline: str, *, channels: int, end: float) -> Path:
+    torch.manual_seed(seed)
     folder.mkdir()
-    _plain_unet(folder, 3)
+    _plain_unet(folder, channels)
     _vq(folder)
-    _scheduler(folder, beta_start=0.0015, beta_end=0.0195)
+    _scheduler(folder, beta_start=0.0015, beta_end=end)
     _index(
         folder,
-        "LDMPipeline",
+        pipeline,
         vqvae=("diffusers", "VQModel"),
         unet=("diffusers", "UNet2DModel"),
         scheduler=("diffusers", "DDIMScheduler"),
     )
     return folder
+
+
+def ldm_unconditional(folder: Path) -> Path:
+    return _latent_diffusion(folder, 4, "LDMPipeline", channels=3, end=0.0195)
 
 
 def ldm_super_resolution(folder: Path) -> Path:
-    torch.manual_seed(5)
-    folder.mkdir()
-    _plain_unet(folder, 6)
-    _vq(folder)
-    _scheduler(folder, beta_start=0.0015, beta_end=0.0155)
-    _index(
-        folder,
-        "LDMSuperResolutionPipeline",
-        vqvae=("diffusers", "VQModel"),
-        unet=("diffusers", "UNet2DModel"),
-        scheduler=("diffusers", "DDIMScheduler"),
-    )
-    return folder
+    return _latent_diffusion(folder, 5, "LDMSuperResolutionPipeline", channels=6, end=0.0155)

@@ -1,0 +1,108 @@
+"""Progress and Ctrl-C of a build that lasts minutes inside one call of a C++ library."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+__all__ = ["OnProgress", "Tracker", "interruptible", "monitor"]
+
+OnProgress: TypeAlias = Callable[[int, int, str], None]
+"""Takes steps done, steps in all, and what is being done."""
+
+T = TypeVar("T")
+_STEPS = 1000
+_POLL = 0.1
+"""Seconds between two looks whether the build has ended: how long Ctrl-C may wait to be seen."""
+
+
+class Tracker:
+    """How far a build is: the library tells of phases within phases, each of a number of steps.
+
+    Arguments:
+        show: Told of every step.
+    """
+
+    def __init__(self, show: OnProgress | None = None) -> None:
+        self.stopped = threading.Event()
+        self._show = show
+        self._phases: list[tuple[str, int, int]] = []
+        self._best = 0
+
+    def start(self, name: str, steps: int) -> None:
+        """A phase begins inside the last one."""
+        self._phases.append((name, 0, max(1, steps)))
+        self._tell()
+
+    def step(self, name: str, index: int) -> bool:
+        """Step `index` of a phase is done; False if the build is to end."""
+        self._phases = [(n, index + 1 if n == name else done, steps) for n, done, steps in self._phases]
+        self._tell()
+        return not self.stopped.is_set()
+
+    def finish(self, name: str) -> None:
+        """A phase ends."""
+        for index in range(len(self._phases) - 1, -1, -1):
+            if self._phases[index][0] == name:
+                del self._phases[index]
+                break
+
+    def _tell(self) -> None:
+        if self._show is None or not self._phases:
+            return
+        fraction = 0.0
+        for _, done, steps in reversed(self._phases):
+            fraction = min(1.0, (done + fraction) / steps)
+        self._best = max(self._best, int(_STEPS * fraction))  # a phase may be told again; a bar does not go back
+        self._show(self._best, _STEPS, self._phases[-1][0])
+
+
+def monitor(trt: Any, tracker: Tracker) -> Any:
+    """An IProgressMonitor of this library that tells `tracker`. The library calls it from threads of its own."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            tracker.start(phase_name, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return tracker.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            tracker.finish(phase_name)
+
+    return Monitor()
+
+
+def interruptible(work: Callable[[], T], tracker: Tracker) -> T:
+    """``work()`` in a thread, so that Ctrl-C is seen while the library is busy; it then ends at its next step.
+
+    Raises:
+        KeyboardInterrupt: After the thread has ended.
+    """
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # it is raised again below
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="sfumato-build", daemon=True)
+    interrupt: KeyboardInterrupt | None = None
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join(_POLL)
+        except KeyboardInterrupt as error:
+            interrupt = error
+            tracker.stopped.set()
+    if interrupt is not None:
+        raise interrupt
+    if failures:
+        raise failures[0]
+    return results[0]
