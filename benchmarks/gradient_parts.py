@@ -115,7 +115,8 @@ class Exporter:
             base,
             replace(joint, name="joint"),
             replace(again, name="recomputed"),
-            vector_product(base, name="product"),
+            # Its cotangents have dimensions that are outputs of the network, and inputs of the joint gradient.
+            vector_product(replace(base, dimensions=joint.dimensions, derived=joint.derived), name="product"),
         ]
         with BundleWriter(Path(out)) as writer:
             specs = {n.name: export_network(writer, n, "fp16") for n in networks}

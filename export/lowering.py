@@ -13,11 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 
 __all__ = ["direct_lowering", "without_stack_traces"]
 
-_ASSERTIONS = ("aten::_assert_scalar", "aten::_assert_tensor_metadata")
+_ASSERTIONS = ("aten._assert_scalar.default", "aten._assert_tensor_metadata.default")
 """What the exporter itself drops afterwards."""
 
 
@@ -74,14 +75,18 @@ def _plain_casts(program: ExportedProgram) -> None:
 
 def _needs_nothing(program: ExportedProgram, known: set[Any]) -> bool:
     """Whether every operator of the program has an ONNX form and none writes in place."""
+
+    def writes(operator: Any) -> bool:
+        return any(a.alias_info is not None and a.alias_info.is_write for a in operator._schema.arguments)
+
     for node in program.graph.nodes:
-        target = node.target
+        target: Any = node.target
         if node.op in ("placeholder", "output"):
             continue
-        if isinstance(target, torch._ops.OpOverload):
-            if target._schema.name not in _ASSERTIONS and (target not in known or target._schema.is_mutable):
+        if isinstance(target, OpOverload):
+            if str(target) not in _ASSERTIONS and (target not in known or writes(target)):
                 return False
-        elif node.op != "call_function" or isinstance(target, torch._ops.HigherOrderOperator):
+        elif node.op != "call_function" or isinstance(target, HigherOrderOperator):
             return False  # a branch, say; the rest is arithmetic of sizes
     return True
 

@@ -1,7 +1,7 @@
 """Rewriting in linear time: what onnxscript's optimizer would look for at every node, looked for where it can begin.
 
-For a pattern that ends in several nodes (two slices that are one split) onnxscript lists all nodes of the graph anew for
-every node. In a gradient of 7,500 nodes that was 50 of 60 seconds, as long as tracing it.
+For a pattern that ends in several nodes (two slices that are one split) onnxscript lists all nodes of the graph anew
+for every node. In a gradient of 7,500 nodes that was 50 of 60 seconds, as long as tracing it.
 """
 
 from __future__ import annotations
