@@ -50,6 +50,7 @@ def _unet(case: str, quick: bool) -> Any:
         for weight in unet.parameters():
             if not weight.any():
                 weight.normal_(std=0.02)
+            weight.copy_(weight.half())  # so that storing them in fp16 changes nothing
     return unet.eval().requires_grad_(False)
 
 
