@@ -56,7 +56,12 @@ def test_a_terminal_sees_progress_and_ctrl_c_leaves_nothing(command, tiny_ldm, t
     ours, theirs = pty.openpty()
     arguments = ["generate", tiny_ldm, "cat", *"-o a.png --steps 900 --num-images 500 --batch-size 1".split()]
     process = subprocess.Popen(
-        [*command, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+        [*command, *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # shells ignore it in background
     )
     os.close(theirs)
     seen, deadline = b"", time.monotonic() + 60

@@ -167,7 +167,7 @@ def test_the_cache_stays_below_its_limit(cache, monkeypatch):
 CHILD = """
 import json, sys
 sys.path.insert(0, sys.argv[2])
-import models
+import engine_models as models
 from sfumato.engines.bundle import Bundle
 from sfumato.engines.openvino import OpenVinoEngine
 bundle = Bundle.open(sys.argv[1])
@@ -179,7 +179,7 @@ print(json.dumps([list(engine.cached.values()), float(out.sum())]))
 
 
 def test_two_processes_share_one_compilation(tiny, cache):
-    command = [sys.executable, "-c", CHILD, str(tiny), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", CHILD, str(tiny), str(Path(__file__).parents[1] / "support")]
     children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     results = [None, None]
 

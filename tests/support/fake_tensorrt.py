@@ -1,7 +1,7 @@
 """TensorRT as far as it differs from TensorRT for RTX: a builder that records what it was told and makes no plan.
 
-Held to the published Python interface: every class, method and value here stands in NVIDIA's reference of TensorRT 10.3
-(see ``docs/tensorrt.md``).
+It has the names and signatures of the published Python interface that ``docs/tensorrt.md`` lists, which says against
+what each was checked.
 """
 
 from __future__ import annotations
