@@ -3,8 +3,9 @@
     python benchmarks/gradient.py [--cases sd pixel] [--rounds 3] [--minutes 12] [--quick] [--work FOLDER]
 
 Time and peak memory (VmHWM of a fresh process that holds this variant alone) of one gradient, the error of each against
-torch in float32. Each variant is timed in turns with autograd in float32, and only the ratios are claimed. Results go
-to ``benchmarks/results/<class of machine>.{json,md}``; a case that was not measured keeps what is there.
+torch in float32. Each variant is timed in turns with autograd in float32, where both fit into memory, and only the
+ratios are claimed. Results go to ``benchmarks/results/<class of machine>.{json,md}``; a case that was not measured
+keeps what is there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from bench import Clock
+from bench import Clock, memory_available
 from gradient_parts import CASES
 from numpy.typing import NDArray
 from report import Results, default_folder
@@ -77,6 +78,11 @@ class Gradients:
         """Every variant: ``load``, ``warm_up``, ``fastest``, ``median``, ``ratio``, ``peak``, ``error``, ``cosine``."""
         with contextlib.ExitStack() as stack:
             reference, exact = self._open(REFERENCE, stack)
+            self.part["turns"] = self.part["predicted"] / 1e9 < memory_available()
+            if reference is not None and not self.part["turns"]:
+                self._turns(REFERENCE, reference, None)
+                reference.close()
+                reference = None
             for name in (*ENGINES, *(n for n in TORCH if n != REFERENCE)):
                 with contextlib.ExitStack() as one:
                     worker, own = self._open(name, one)
@@ -122,8 +128,9 @@ class Gradients:
                     times[key].append(asked.ask("step", limit=LIMIT))
         for key, values in times.items():
             own = {"fastest": min(values), "median": median(values), "n": len(values)}
-            if reference is not None:
-                own["ratio"] = min(times[REFERENCE]) / own["fastest"]
+            base = min(times.get(REFERENCE, [self.part["variants"][REFERENCE].get("fastest", 0.0)]))
+            if base:
+                own["ratio"] = base / own["fastest"]
             if key == name or "fastest" not in self.part["variants"][key]:
                 self.part["variants"][key] |= own
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 __all__ = ["CASES", "EngineGradients", "Exporter", "TorchGradients"]
 
 CASES = ("sd", "pixel")
-WARM = 2
+WARM = {"sd": 2, "pixel": 1}
+"""Calls that are not counted; one of pixels takes long."""
 F32 = NDArray[np.float32]
 ALPHA, SIGMA = 0.6, 0.8
 """Of the timestep at which x0 is taken."""
@@ -103,7 +104,7 @@ class Exporter:
         return {"title": title, "predicted": joint_bytes(replace(network, dimensions=usual))}
 
     def bundle(self, out: str, case: str, quick: bool) -> float:
-        """Networks ``unet`` (and ``maps``), ``joint``, ``recomputed`` and ``product``; seconds."""
+        """Networks ``unet`` or ``maps``, ``joint``, ``recomputed`` and ``product``; seconds."""
         from sfumato.engines.bundle import BundleWriter
         from sfumato.engines.manifest import Manifest
         from sfumato.export.gradient import vector_product
@@ -112,10 +113,9 @@ class Exporter:
         begin, unet = time.perf_counter(), _network(case, quick)
         base, joint, again = _gradients(case, unet)
         networks = [
-            *([unet] if case == "sd" else []),
             base,
-            replace(joint, name="joint"),
-            replace(again, name="recomputed"),
+            replace(joint, name="joint", shares=base.name),
+            replace(again, name="recomputed", shares=base.name),
             # Its cotangents have dimensions that are outputs of the network, and inputs of the joint gradient.
             vector_product(replace(base, dimensions=joint.dimensions, derived=joint.derived), name="product"),
         ]
@@ -133,7 +133,7 @@ def _gradients(case: str, unet: Any) -> tuple[Any, Any, Any]:
         return unet, _pixel_gradient(unet, False), _pixel_gradient(unet, True)
     layers = find_maps(unet)
     joint, again = (gradient_network(unet, layers, recompute=r) for r in (False, True))
-    return maps_network(unet, layers, name="maps"), joint, again
+    return replace(maps_network(unet, layers, name="maps"), shares=None), joint, again
 
 
 def _inputs(case: str, quick: bool) -> dict[str, F32]:
@@ -152,10 +152,12 @@ def _inputs(case: str, quick: bool) -> dict[str, F32]:
 class _Variant:
     """The questions that every variant answers."""
 
+    _case: str
+
     def prepare(self) -> float:
         """Call `WARM` times; seconds."""
         begin = time.perf_counter()
-        for _ in range(WARM):
+        for _ in range(WARM[self._case]):
             self.step()
         return time.perf_counter() - begin
 

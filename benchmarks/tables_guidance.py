@@ -27,7 +27,7 @@ def gradient(parts: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     head = (
         *("variant", "computes in", "times as fast as autograd in fp32", "ms, fastest / median", "peak GB"),
-        *("error", "cosine", "load + first two, s"),
+        *("error", "cosine", "load + first calls, s"),
     )
     for part in parts.values():
         rows = [
@@ -46,11 +46,11 @@ def gradient(parts: dict[str, Any]) -> list[str]:
             for name, v in part["variants"].items()
         ]
         lines += table(f"A gradient: {part['title']}", head, rows)
-        lines += [
-            f"Weights and what the joint form keeps, in float32: {part['predicted'] / 1e9:.2f} GB; this is what `auto` "
-            "compares with the device's memory. Each variant was timed in turns with autograd in fp32.",
-            "",
-        ]
+        predicted = f"{part['predicted'] / 1e9:.2f} GB, weights and twice what it keeps, in float32"
+        turns = "Each variant was timed in turns with autograd in fp32."
+        if not part["turns"]:
+            turns = "Autograd in fp32 does not fit beside the others here; it was timed before them, not in turns."
+        lines += [f"The joint form was expected to take {predicted}. {turns}", ""]
     return lines
 
 
@@ -76,11 +76,12 @@ def pix2pix(parts: dict[str, Any]) -> list[str]:
                 cells += [f"failed: {v.get('edit_failed', 'not measured')}", ""]
             rows.append((LABELS[name], v["precision"], *cells))
         lines += table(f"pix2pix-zero, {part['steps']} steps, {latents}x{latents} latents", head, rows)
-        lines += [
-            "From latent to latents. A guidance step is one of both passes: reference, gradient, prediction. ≈: all "
-            f"{part['steps']} steps of the reference were made, whose maps are what fills memory, and "
-            f"{part['timed']['inversion']} of inversion and {part['timed']['guided']} guided ones, whose times were "
-            "multiplied up. Peak memory is that of this process.",
-            "",
-        ]
+        note = "From latent to latents. A guidance step is one of both passes: reference, gradient, prediction."
+        if not all(v["edit"]["whole"] for v in part["variants"].values() if "edit" in v):
+            note += (
+                f" ≈: all {part['steps']} steps of the reference were made, whose maps are what fills memory, and "
+                f"{part['timed']['inversion']} of inversion and {part['timed']['guided']} guided ones, whose times "
+                "were multiplied up."
+            )
+        lines += [f"{note} Peak memory is that of a process that made one edit.", ""]
     return lines

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ..networks.maps import MapRecorder
+from .gradient_forward import DifferentiableForms
 
 __all__ = ["BLOCKS", "recomputed"]
 
@@ -53,7 +54,8 @@ class _Recompute(Function):
             floating = value.is_floating_point()
             fresh = _barrier(value.detach(), first) if floating else value.detach()
             inputs[i] = fresh.requires_grad_(floating and ctx.needs_input_grad[1 + i])
-        with torch.enable_grad():
+        # A function mode does not reach into a backward pass, so it is opened here again.
+        with torch.enable_grad(), DifferentiableForms():
             outputs = ctx.function(*inputs)
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
         wanted = [i for i in ctx.places if inputs[i].requires_grad]

@@ -233,7 +233,15 @@ def test_of_two_processes_one_builds_and_the_other_waits_and_finds(tiny):
     assert told[0][1] == told[1][1]
 
 
-def test_ctrl_c_ends_a_build_and_leaves_nothing(models, tmp_path, cache):
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, which it does not where a shell started this in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_build_and_leaves_nothing(models, tmp_path, cache, interruptible):
     bundle = conv(models, tmp_path / "b")
     stop = threading.Event()
 

@@ -192,8 +192,7 @@ def test_weights_are_stored_once(holder: Bundle, name: str) -> None:
 def test_there_is_nothing_in_the_graph_that_engines_lack(holder: Bundle, name: str) -> None:
     kinds = {node.op_type for node in _graph(holder, name).node}
     lacking = {"ScatterND", "ScatterElements", "GridSample", "Resize", "LayerNormalization", "Loop", "If"}
-    # What is recomputed still differentiates two slices by ScatterND, see docs/gradients.md.
-    assert kinds & lacking == ({"ScatterND"} if name == "recomputed" else set())
+    assert not kinds & lacking
 
 
 @pytest.mark.slow
