@@ -58,6 +58,9 @@ demo: $(DEMO)/.done
 
 bench: venv
 	$(VENV)/bin/python benchmarks/latent_diffusion.py
+	$(VENV)/bin/python benchmarks/cold_diffusion.py
+	$(VENV)/bin/python benchmarks/gradient.py
+	$(VENV)/bin/python benchmarks/pix2pix_zero.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) .link build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
