@@ -161,11 +161,9 @@ def main() -> int:
         os.environ["SFUMATO_CACHE"] = str(work / "cache")
         folder, bundle = make_folder(work, options.quick), work / "bundle-p2p"
         if not (bundle / "manifest.json").is_file():
-            # The bundle of an earlier benchmark in the same folder saves exporting its networks again.
-            source = work / "bundle" if (work / "bundle" / "manifest.json").is_file() else folder
             with Worker("p2p_make", work / "export-p2p.log", physical_cores()) as worker:
-                log.info("exporting %s", source)
-                worker.ask("bundle", limit=7200, folder=str(source), out=str(bundle))
+                log.info("exporting %s", folder)
+                worker.ask("bundle", limit=7200, folder=str(folder), out=str(bundle))
         for latents in options.latents or (QUICK.latents[-1:] if options.quick else FULL.latents[:1]):
 
             def write(part: dict[str, Any], key: str = str(latents)) -> None:
