@@ -91,16 +91,21 @@ def interruptible(work: Callable[[], T], tracker: Tracker) -> T:
             results.append(work())
         except BaseException as error:  # it is raised again below
             failures.append(error)
+        finally:
+            ended.set()
 
+    # Not Thread.join: interrupted, it takes a running thread for one that has ended (Python 3.10 to 3.12).
+    ended = threading.Event()
     thread = threading.Thread(target=run, name="sfumato-build", daemon=True)
     interrupt: KeyboardInterrupt | None = None
     thread.start()
-    while thread.is_alive():
+    while not ended.is_set():
         try:
-            thread.join(_POLL)
+            ended.wait(_POLL)
         except KeyboardInterrupt as error:
             interrupt = error
             tracker.stopped.set()
+    thread.join()
     if interrupt is not None:
         raise interrupt
     if failures:
