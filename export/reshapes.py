@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+
+from .constants import integers_constant
 
 __all__ = ["keep_axes"]
 
@@ -21,7 +22,7 @@ def keep_axes(model: ir.Model) -> int:
         x, target = node.inputs
         extents = None if x is None or target is None else _extents(x, target)
         if extents is not None:
-            node.replace_input_with(1, _constant(graph, extents))
+            node.replace_input_with(1, integers_constant(graph, "axes/" + "_".join(map(str, extents)), extents))
             node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
             count += 1
     if count:
@@ -69,14 +70,3 @@ def _integers(value: ir.Value) -> list[int] | None:
     if value.const_value is None or value.dtype != ir.DataType.INT64 or len(value.const_value.shape) != 1:
         return None
     return [int(n) for n in value.const_value.numpy()]
-
-
-def _constant(graph: ir.Graph, extents: list[int]) -> ir.Value:
-    name = "axes/" + "_".join(map(str, extents))
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.array(extents, dtype=np.int64), name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([len(extents)]), const_value=tensor
-        )
-        graph.register_initializer(value)
-    return graph.initializers[name]

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
+
+from .constants import integers_constant
 
 __all__ = ["cast_last", "untie_square_weights"]
 
@@ -98,7 +99,9 @@ def _turned(path: tuple[ir.Node, ...], user: ir.Node) -> bool:
 def _apart(graph: ir.Graph, value: ir.Value, path: tuple[ir.Node, ...], name: str) -> ir.Value:
     """`value` reversed twice, then through copies of the nodes of `path`."""
     end = -(2**31) + 1
-    limits = [_constant(graph, f"untied/{label}", n) for label, n in (("start", -1), ("end", end), ("axis", 0))]
+    limits = [
+        integers_constant(graph, f"untied/{label}", [n]) for label, n in (("start", -1), ("end", end), ("axis", 0))
+    ]
     nodes: list[ir.Node] = []
     at = value
     for turn in range(2):
@@ -114,11 +117,3 @@ def _apart(graph: ir.Graph, value: ir.Value, path: tuple[ir.Node, ...], name: st
     first = next(iter(graph))
     graph.insert_before(first, nodes)
     return at
-
-
-def _constant(graph: ir.Graph, name: str, number: int) -> ir.Value:
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.array([number], dtype=np.int64), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([1]), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -14,15 +13,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def report(monkeypatch):
-    """The module ``benchmarks/report.py``, a script's and no package's; forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = [path.stem for path in BENCHMARKS.glob("*.py")]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("report")
-    for name in names:
-        sys.modules.pop(name, None)
+def report(module):
+    return module("report")
 
 
 def timed(fastest: float, ratio: float) -> dict[str, float]:
