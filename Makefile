@@ -4,6 +4,8 @@ VENV   := .venv
 DEMO   := .venv-demo
 BUNDLE := bundles/emoji-ldm
 PIP    := python -m pip --disable-pip-version-check
+# A worker that dies ends the run at once: with --dist loadfile, pytest-xdist can wait for a replacement's tests for ever.
+PYTEST := $(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 .PHONY: help venv link check format test test-all test-installed demo bench clean
 
@@ -45,10 +47,10 @@ format: venv
 	$(VENV)/bin/ruff check --fix .
 
 test: venv
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: venv
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 test-installed:
 	PYTHON=$(PYTHON) BUNDLE=$(BUNDLE) bash tests/installed.sh

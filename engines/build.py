@@ -143,7 +143,7 @@ def _build(
             )
         data = memoryview(memory)
         built: dict[str, JSON] = {
-            "seconds": round(time.perf_counter() - start, 1),
+            "seconds": round(time.perf_counter() - start, 3),
             "peak_bytes": peak_memory(),
             "half_products": halves,
             "proof": prove_plan(api, logger, data, spec, precision),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TypeAlias, TypeVar
 
 __all__ = ["OnProgress", "Tracker", "interruptible", "monitor"]
@@ -21,11 +23,13 @@ class Tracker:
     """How far a build is: the library tells of phases within phases, each of a number of steps.
 
     Arguments:
-        show: Told of every step.
+        show: Told of every step. What it raises ends the build and is kept in `failure`: it is called from a thread
+            of a C++ library, which no exception may cross.
     """
 
     def __init__(self, show: OnProgress | None = None) -> None:
         self.stopped = threading.Event()
+        self.failure: BaseException | None = None
         self._show = show
         self._phases: list[tuple[str, int, int]] = []
         self._best = 0
@@ -55,7 +59,11 @@ class Tracker:
         for _, done, steps in reversed(self._phases):
             fraction = min(1.0, (done + fraction) / steps)
         self._best = max(self._best, int(_STEPS * fraction))  # a phase may be told again; a bar does not go back
-        self._show(self._best, _STEPS, self._phases[-1][0])
+        try:
+            self._show(self._best, _STEPS, self._phases[-1][0])
+        except BaseException as error:  # raised again by `interruptible`
+            self.failure, self._show = error, None
+            self.stopped.set()
 
 
 def monitor(trt: Any, tracker: Tracker) -> Any:
@@ -80,9 +88,19 @@ def monitor(trt: Any, tracker: Tracker) -> Any:
 def interruptible(work: Callable[[], T], tracker: Tracker) -> T:
     """``work()`` in a thread, so that Ctrl-C is seen while the library is busy; it then ends at its next step.
 
+    Ctrl-C raises nothing before the thread has ended: an exception that leaves this function earlier, at whatever
+    line it strikes, would free what the library still works on. Outside the main thread Python delivers no signal,
+    and ``work()`` runs as it is.
+
     Raises:
-        KeyboardInterrupt: After the thread has ended.
+        KeyboardInterrupt: After the thread has ended, if the build was interrupted.
+        BaseException: What ``work`` or the progress callback raised.
     """
+    if threading.current_thread() is not threading.main_thread():
+        result = work()
+        if tracker.failure is not None:
+            raise tracker.failure
+        return result
     results: list[T] = []
     failures: list[BaseException] = []
 
@@ -91,23 +109,28 @@ def interruptible(work: Callable[[], T], tracker: Tracker) -> T:
             results.append(work())
         except BaseException as error:  # it is raised again below
             failures.append(error)
-        finally:
-            ended.set()
 
-    # Not Thread.join: interrupted, it takes a running thread for one that has ended (Python 3.10 to 3.12).
-    ended = threading.Event()
+    def stop(signum: int, frame: FrameType | None) -> None:
+        tracker.stopped.set()
+
     thread = threading.Thread(target=run, name="sfumato-build", daemon=True)
-    interrupt: KeyboardInterrupt | None = None
-    thread.start()
-    while not ended.is_set():
-        try:
-            ended.wait(_POLL)
-        except KeyboardInterrupt as error:
-            interrupt = error
-            tracker.stopped.set()
-    thread.join()
-    if interrupt is not None:
-        raise interrupt
+    before = signal.getsignal(signal.SIGINT)
+    handled = before not in (signal.SIG_IGN, None)  # None: set by C code, which Python can't restore
+    if handled:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL)
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, before)
+    if tracker.failure is not None:
+        raise tracker.failure
+    if tracker.stopped.is_set():
+        if callable(before):
+            before(signal.SIGINT, None)  # raises KeyboardInterrupt, unless an application put its own there
+        raise KeyboardInterrupt
     if failures:
         raise failures[0]
     return results[0]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -256,6 +257,22 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(models, tmp_path, cache, interru
     assert find_plans(bundle, "net") == []
     assert not list((cache / "build").iterdir())
     assert build_plan(bundle, "net", TWO).fresh
+
+
+def test_an_error_in_the_callback_ends_the_build_and_is_raised(models, tmp_path, cache):
+    bundle = conv(models, tmp_path / "b")
+
+    def fail(done: int, total: int, phase: str) -> None:
+        raise LookupError("from the bar")
+
+    with pytest.raises(LookupError, match="from the bar"):
+        build_plan(bundle, "net", TWO, on_progress=fail)
+    assert find_plans(bundle, "net") == []
+
+
+def test_a_build_runs_in_any_thread(models, tmp_path, cache):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(build_plan, conv(models, tmp_path / "b"), "net", TWO).result().fresh
 
 
 def test_the_receipt_says_what_it_took(tiny):
