@@ -6,6 +6,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -247,7 +248,13 @@ def _output(compiled: _Compiled, name: str) -> Array:
     return np.array(compiled.request.get_tensor(compiled.ports[name]).data) if array is None else array
 
 
+@cache
 def _core() -> Any:
+    """OpenVINO's core, one for as long as the process lasts.
+
+    Each core's CPU plugin gives its thread a stack for signals, and takes it away when it is freed. With several, a
+    freed stack stays in use, and the next signal, Ctrl-C say, ends the process (seen with OpenVINO 2026.4).
+    """
     try:
         import openvino
 

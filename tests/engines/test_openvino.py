@@ -244,9 +244,37 @@ def test_half_precision_weights_stay_half_in_the_blob(models, tmp_path, cache):
 def test_a_silent_change_of_precision_is_refused(bundle, models):
     made = engine(bundle, cache=False)
     made._config["INFERENCE_PRECISION_HINT"] = "bf16"
-    if openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES").count("BF16"):
+    if module._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES").count("BF16"):
         with pytest.raises(EngineError, match="OpenVINO was told f32 and computes in bf16"):
             made(**models.feeds())
+
+
+INTERRUPT = """
+import os, signal, sys, time
+from sfumato.engines.bundle import Bundle
+from sfumato.engines.openvino import OpenVinoEngine
+import numpy as np
+
+bundle = Bundle.open(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+engines = [OpenVinoEngine(bundle, spec, precision="fp32", cache=False) for spec in bundle.manifest.networks.values()]
+for engine in engines:
+    symbols = {name: d.opt for name, d in engine.spec.dimensions.items()}
+    engine(**{b.name: np.zeros([symbols.get(e, e) for e in b.shape], b.dtype) for b in engine.spec.inputs})
+for engine in engines:
+    engine.close()
+del engine, engines
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_engines_were_closed_ends_no_process(tiny):
+    done = subprocess.run([sys.executable, "-c", INTERRUPT, str(tiny)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr
 
 
 def test_an_openvino_that_does_not_load_says_so(bundle, monkeypatch):
@@ -254,5 +282,6 @@ def test_an_openvino_that_does_not_load_says_so(bundle, monkeypatch):
         raise RuntimeError("Exception from core.cpp:1:\nno plugins.xml\n")
 
     monkeypatch.setattr(openvino, "Core", broken)
+    monkeypatch.setattr(module, "_core", module._core.__wrapped__)
     with pytest.raises(EngineError, match=r"installed but does not load \(no plugins.xml\); reinstall openvino"):
         engine(bundle)
