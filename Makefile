@@ -7,7 +7,7 @@ PIP    := python -m pip --disable-pip-version-check
 # A worker that dies ends the run at once: with --dist loadfile, pytest-xdist can wait for a replacement's tests for ever.
 PYTEST := $(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
-.PHONY: help venv link check format test test-all test-installed demo bench clean
+.PHONY: help venv link check format test test-all test-installed demo bench gpu-check clean
 
 help:
 	@echo "make demo            8 pictures from prompts into out/demo, in an environment without torch"
@@ -17,13 +17,14 @@ help:
 	@echo "make check           ruff, mypy, pyright"
 	@echo "make format          ruff's formatter and its safe fixes"
 	@echo "make bench           the benchmarks of benchmarks/"
+	@echo "make gpu-check       on a machine with an NVIDIA GPU: parity, latency and the tests that need one"
 	@echo "make venv | link     .venv with everything | .link/sfumato for the type checkers"
 	@echo "make clean           remove what these made, environments included"
 
 venv: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/$(PIP) install -qq -c constraints.txt -e '.[dev,cpu,ort,rtx,export,train]'
+	$(VENV)/bin/$(PIP) install -qq -c constraints.txt -e '.[dev,cpu,ort,rtx,export,train,debug]'
 	@touch $@
 
 $(DEMO)/.done: pyproject.toml constraints.txt
@@ -63,6 +64,9 @@ bench: venv
 	$(VENV)/bin/python benchmarks/cold_diffusion.py
 	$(VENV)/bin/python benchmarks/gradient.py
 	$(VENV)/bin/python benchmarks/pix2pix_zero.py
+
+gpu-check: venv
+	$(VENV)/bin/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) .link build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

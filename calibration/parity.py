@@ -9,7 +9,9 @@ from typing import Literal, TypeAlias, cast
 
 import numpy as np
 
+from ..engines.backends import automatic_plan
 from ..engines.binding import Array
+from ..engines.builder_library import LIBRARIES
 from ..engines.bundle import Bundle
 from ..engines.engine import Backend, available_backends, open_engine
 from ..engines.manifest import NetworkSpec
@@ -17,7 +19,7 @@ from ..engines.precision import Precision
 from ..engines.strict import JSON
 from ..errors import BundleError, ParameterError, SfumatoError
 
-__all__ = ["BundleReport", "Deviation", "NetworkReport", "compare", "verify_bundle"]
+__all__ = ["BundleReport", "Deviation", "NetworkReport", "compare", "stored_reference", "verify_bundle"]
 
 Status: TypeAlias = Literal["passed", "failed", "unchecked", "error"]
 
@@ -130,33 +132,46 @@ def verify_bundle(
 
     Arguments:
         bundle: The bundle; open it with ``verify=True`` to have its hashes checked too.
-        backends: Those to run; None is all that are installed.
+        backends: Those to run; None is all that work here, TensorRT where the bundle has a plan for this GPU.
         precision: What to compute in; None is each backend's default for each network.
         threads: Threads, None for one a core.
     """
+    asked = backends is not None
     if backends is None:
         backends = [cast("Backend", name) for name, reason in available_backends().items() if reason is None]
     rows: list[NetworkReport] = []
     for spec in bundle.manifest.networks.values():
+        chosen: list[Backend] = [name for name in backends if asked or _runs(bundle, spec.name, name, precision)]
+        reason = ""
         if spec.reference is None:
             reason = "the bundle stores no reference for it; export it again"
-            rows.append(NetworkReport(spec.name, "", None, None, "unchecked", reason, None))
         elif not backends:
             reason = "no backend is installed; run: pip install 'sfumato[cpu]'"
+        elif not chosen:
+            reason = f"the bundle has no plan of it for this GPU; run: sfumato build {bundle.path}"
+        if reason:
             rows.append(NetworkReport(spec.name, "", None, None, "unchecked", reason, None))
         else:
-            rows += [_verify(bundle, spec, spec.reference, backend, precision, threads) for backend in backends]
+            rows += [_verify(bundle, spec, backend, precision, threads) for backend in chosen]
     return BundleReport(str(bundle.path), bundle.verified, tuple(rows))
 
 
+def _runs(bundle: Bundle, network: str, backend: str, precision: Precision | None) -> bool:
+    """Whether a backend has all it needs: plans are optional in a bundle, and may be another GPU's."""
+    if backend not in LIBRARIES:
+        return True
+    found = automatic_plan(bundle, network, precision)
+    return found is not None and found[0] == backend
+
+
 def _verify(
-    bundle: Bundle, spec: NetworkSpec, path: str, backend: Backend, precision: Precision | None, threads: int | None
+    bundle: Bundle, spec: NetworkSpec, backend: Backend, precision: Precision | None, threads: int | None
 ) -> NetworkReport:
     name = spec.name
     used = precision
     limit: float | None = None
     try:
-        feeds, references = _reference(bundle, spec, path)
+        feeds, references = stored_reference(bundle, spec)
         with open_engine(bundle, name, backend=backend, precision=precision, threads=threads) as engine:
             backend, used = cast("Backend", engine.backend), engine.precision
             limit = spec.tolerance.get(used)
@@ -176,12 +191,19 @@ def _verify(
     return NetworkReport(name, backend, used, limit, status, reason, deviation)
 
 
-def _reference(bundle: Bundle, spec: NetworkSpec, path: str) -> tuple[dict[str, Array], dict[str, Array]]:
-    tensors = bundle.tensors(path)
+def stored_reference(bundle: Bundle, spec: NetworkSpec) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The inputs that a bundle stores for a network, and what torch gave for them at export.
+
+    Raises:
+        BundleError: It stores none, or not those of the network.
+    """
+    if spec.reference is None:
+        raise BundleError(f"{spec.name}: the bundle stores no reference for it; export it again")
+    tensors = bundle.tensors(spec.reference)
     expected = {f"in/{b.name}" for b in spec.inputs} | {f"out/{b.name}" for b in spec.outputs}
     if tensors.keys() != expected:
         raise BundleError(
-            f"{spec.name}: its reference {path!r} holds {', '.join(sorted(tensors)) or 'nothing'}, "
+            f"{spec.name}: its reference {spec.reference!r} holds {', '.join(sorted(tensors)) or 'nothing'}, "
             f"its bindings are {', '.join(sorted(expected))}; export it again"
         )
     feeds = {b.name: tensors[f"in/{b.name}"] for b in spec.inputs}

@@ -75,6 +75,9 @@ def command(
     effort: Annotated[
         int | None, typer.Option(min=0, max=5, help="The builder's optimisation level.", rich_help_panel=HOW)
     ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Let weights be replaced where the plan runs.", rich_help_panel=HOW)
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="Build what is there already.", rich_help_panel=HOW)] = False,
     as_json: Json = False,
 ) -> None:
@@ -92,6 +95,7 @@ def command(
         version_compatible=version_compatible,
         hardware=hardware,
         effort=effort,
+        refit=refit,
     )
     chosen = parse_target(target)
     opened = Bundle.open(bundle)

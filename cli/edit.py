@@ -12,6 +12,7 @@ from .options import (
     BatchSize,
     BundlePath,
     Eta,
+    Fused,
     GradientBackend,
     GuidanceScale,
     Label,
@@ -59,6 +60,7 @@ def command(
     threads: Threads = None,
     batch_size: BatchSize = None,
     tile: Tile = None,
+    fused: Fused = None,
     source_word: pix2pix.SourceWord = None,
     target_word: pix2pix.TargetWord = None,
     direction: pix2pix.DirectionFile = None,
@@ -104,6 +106,7 @@ def command(
         spacing=spacing,
         batch_size=batch_size,
         tile=tile,
+        fused=fused,
     )
     if pix2pix.leads(**words, **along, **flags):
         pix2pix.lead(

@@ -40,12 +40,18 @@ def _root() -> None:
 @app.command("latent-diffusion")
 def latent_diffusion(
     checkpoint: Annotated[
-        Path, typer.Option(help="A .ckpt or .safetensors with CompVis keys, or a folder saved by diffusers.")
+        Path,
+        typer.Option(
+            help="A .ckpt or .safetensors with CompVis keys, or a folder saved by diffusers; with --step also a bundle."
+        ),
     ],
     out: Out,
     config: Config = None,
     precision: Stored = "fp16",
     tokenizer: TokenizerFile = None,
+    step: Annotated[
+        bool, typer.Option("--step", help="Also the network that takes whole sampling steps: UNet, guidance, update.")
+    ] = False,
     name: Name = "",
     terms: License = "",
 ) -> None:
@@ -59,6 +65,7 @@ def latent_diffusion(
         tokenizer=tokenizer,
         name=name,
         license=terms,
+        step=step,
     )
 
 

@@ -14,6 +14,7 @@ from .options import (
     BundleBackend,
     BundlePath,
     Eta,
+    Fused,
     GuidanceScale,
     Label,
     Metrics,
@@ -73,6 +74,7 @@ def command(
     threads: Threads = None,
     batch_size: BatchSize = None,
     tile: Tile = None,
+    fused: Fused = None,
     output: Output = Path("out.png"),
     save_stages: SaveStages = None,
     metrics: Metrics = False,
@@ -101,5 +103,6 @@ def command(
             spacing=spacing,
             batch_size=batch_size,
             tile=tile,
+            fused=fused,
         ),
     )

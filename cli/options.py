@@ -15,6 +15,7 @@ __all__ = [
     "BundlePath",
     "BundleBackend",
     "Eta",
+    "Fused",
     "GradientBackend",
     "GuidanceScale",
     "Json",
@@ -44,7 +45,7 @@ __all__ = [
     "parse_tokens",
 ]
 
-BackendName: TypeAlias = Literal["auto", "openvino", "onnxruntime"]
+BackendName: TypeAlias = Literal["auto", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"]
 PrecisionName: TypeAlias = Literal["fp32", "fp16", "bf16"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -151,7 +152,7 @@ BundleBackend: TypeAlias = Annotated[
     BackendName, typer.Option("--backend", help="Library that runs the networks.", rich_help_panel=RUN)
 ]
 GradientBackend: TypeAlias = Annotated[
-    Literal["auto", "openvino", "onnxruntime", "torch"],
+    Literal["auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"],
     typer.Option(
         "--backend",
         help="Library that runs the networks; torch: gradients by autograd, along a direction only.",
@@ -173,6 +174,15 @@ Tile: TypeAlias = Annotated[
     typer.Option(
         help="Side of a tile in latents, 0 for none.",
         show_default="only where a picture is too large",
+        rich_help_panel=RUN,
+    ),
+]
+Fused: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--fused/--no-fused",
+        help="Each step in one network call, or UNet, guidance and update one by one.",
+        show_default="fused where the bundle has the network",
         rich_help_panel=RUN,
     ),
 ]

@@ -109,12 +109,13 @@ def resolve(binding: Binding, symbols: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(symbols[e] if isinstance(e, str) else e for e in binding.shape)
 
 
-def check_feeds(spec: FeedSpec, feeds: Mapping[str, Any]) -> dict[str, int]:
+def check_feeds(spec: FeedSpec, feeds: Mapping[str, Any], *, also: tuple[type[Any], ...] = ()) -> dict[str, int]:
     """Hold `feeds` against the inputs of a network.
 
     Arguments:
         spec: The network.
         feeds: Array by input name.
+        also: Types of arrays that are taken beside NumPy's: an engine on a GPU takes `DeviceArray`.
 
     Returns:
         The value of every symbolic dimension, e.g. ``{"batch": 2, "height": 32, "width": 32}``.
@@ -130,7 +131,7 @@ def check_feeds(spec: FeedSpec, feeds: Mapping[str, Any]) -> dict[str, int]:
     origin: dict[str, str] = {}
     for binding in spec.inputs:
         array = feeds[binding.name]
-        _check_array(spec.name, binding, array)
+        _check_array(spec.name, binding, array, also)
         for axis, (need, got) in enumerate(zip(binding.shape, array.shape, strict=True)):
             if isinstance(need, str):
                 if symbols.setdefault(need, got) != got:
@@ -166,10 +167,10 @@ def _check_names(spec: FeedSpec, names: list[str], feeds: Mapping[str, Any]) -> 
             )
 
 
-def _check_array(network: str, binding: Binding, value: object) -> None:
+def _check_array(network: str, binding: Binding, value: object, also: tuple[type[Any], ...]) -> None:
     dtype = DTYPES[binding.dtype]
     kind = type(value).__name__
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, (np.ndarray, *also)):
         raise BindingError(
             f"{network}: input {binding.name!r} is a {kind}, need a NumPy array {binding}; "
             f"pass np.asarray(value, dtype=np.{binding.dtype})"

@@ -10,24 +10,27 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError
+from ..errors import EngineError, ParameterError
 from .binding import Profile
 from .build_network import prepare_graph, prove_types, read_network
 from .build_options import BuildOptions, build_precision, build_profile
 from .build_progress import OnProgress, Tracker, interruptible, monitor
 from .build_target import BuildTarget
 from .builder_library import Api, load_library
+from .builder_logger import library_logger
 from .bundle import Bundle
 from .engine import check_external
 from .manifest import NetworkSpec
 from .memory import peak_memory, reset_peak, trim
+from .nvidia import devices
 from .plan import Plan, PlanKey, read_plan, write_plan
 from .plan_proof import prove_plan
 from .precision import Precision
+from .refit import weight_origins
 from .storage import cache_dir, locked
 from .strict import JSON
 from .target import Target
@@ -70,6 +73,7 @@ def build_plan(
     profile, precision = build_profile(spec, options), build_precision(spec, options)
     api = load_library(target.kind)
     options.check(api.library)
+    _check_refit(api, target, options)
     check_external(bundle, spec)
     key = PlanKey(
         network,
@@ -97,6 +101,21 @@ def build_plan(
         return plan
 
 
+def _check_refit(api: Api, target: BuildTarget, options: BuildOptions) -> None:
+    if not options.refit or not api.library.refit_at_gpu:
+        return
+    if len(target.sms) > 1:
+        raise ParameterError(
+            f"{api.library.title} builds plans that can be refitted for one architecture at a time, asked was "
+            f"{target.arch}; write e.g. --target rtx:{target.sms[0]}"
+        )
+    if not devices():
+        raise EngineError(
+            f"{api.library.title} needs the driver to build a plan that can be refitted, and it names no GPU here; "
+            "build it on the device, or build one plan for each set of weights without --refit"
+        )
+
+
 def _plain(options: BuildOptions) -> Mapping[str, JSON]:
     """What of the options is not said elsewhere in the key."""
     return {
@@ -105,6 +124,7 @@ def _plain(options: BuildOptions) -> Mapping[str, JSON]:
         "version_compatible": options.version_compatible,
         "hardware": options.hardware,
         "effort": options.effort,
+        "refit": options.refit,
     }
 
 
@@ -124,11 +144,12 @@ def _build(
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix=f"{spec.name}-", dir=scratch) as temporary:
         graph, done = prepare_graph(bundle, spec, precision, Path(temporary))
-        logger = _logger(api)
+        logger = library_logger(api)
         logger.forget()
         builder = api.trt.Builder(logger)
         network = read_network(api, builder, logger, graph, spec)
         halves = prove_types(network, spec, precision, done)
+        origins = weight_origins(bundle, spec, done) if options.refit else {}
         del done
         config = _config(api, builder, target, options, key.profile)
         timing = TimingCache(api, target)
@@ -147,6 +168,7 @@ def _build(
             "peak_bytes": peak_memory(),
             "half_products": halves,
             "proof": prove_plan(api, logger, data, spec, precision),
+            **({"weights": origins} if options.refit else {}),
         }
         timing.store(config)
         return write_plan(folder, key, data, built)
@@ -159,10 +181,14 @@ def _config(api: Api, builder: Any, target: BuildTarget, options: BuildOptions, 
         for index, sm in enumerate(target.sms):
             if not config.set_compute_capability(api.capability(sm), index):
                 raise EngineError(f"{api.library.title} {api.version} refuses {target.arch}; name fewer architectures")
+    if api.library.compiles_at_run and not options.weight_streaming:  # which allocates while it runs
+        config.set_flag(api.flag("REQUIRE_USER_ALLOCATION"))
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.weight_streaming:
         config.set_flag(api.flag("WEIGHT_STREAMING"))
+    if options.refit:
+        config.set_flag(api.flag("REFIT"))
     if options.version_compatible:
         config.set_flag(api.flag("VERSION_COMPATIBLE"))
     if options.hardware != "none":
@@ -176,27 +202,3 @@ def _config(api: Api, builder: Any, target: BuildTarget, options: BuildOptions, 
     if config.add_optimization_profile(shapes) < 0:
         raise EngineError(f"{api.library.title} refuses the profile {dict(profile.min)} to {dict(profile.max)}")
     return config
-
-
-@lru_cache(maxsize=2)
-def _logger(api: Api) -> Any:
-    """The logger of a library, which keeps the first it is given for as long as the process lasts."""
-
-    class Logger(api.trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            api.trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            kind = str(severity).rpartition(".")[2]
-            if kind in ("ERROR", "INTERNAL_ERROR"):
-                self.errors.append(" ".join(message.split()))
-            _log.log(logging.INFO if kind in ("ERROR", "INTERNAL_ERROR", "WARNING") else logging.DEBUG, "%s", message)
-
-        def forget(self) -> None:
-            self.errors.clear()
-
-        def said(self) -> str:
-            return "; ".join(dict.fromkeys(self.errors[:3]))[:600]
-
-    return Logger()

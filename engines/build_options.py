@@ -34,6 +34,7 @@ class BuildOptions:
         version_compatible: Later versions of the library may run the plan (TensorRT).
         hardware: Other GPUs may run the plan (TensorRT).
         effort: The builder's optimisation level, 0 to 5; None is the builder's default.
+        refit: The plan's weights can be replaced where it runs; kernels are chosen without a look at their values.
     """
 
     precision: Precision | None = None
@@ -43,6 +44,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware: HardwareLevel = "none"
     effort: int | None = None
+    refit: bool = False
 
     def __post_init__(self) -> None:
         if self.effort is not None and not 0 <= self.effort <= 5:

@@ -1,4 +1,4 @@
-"""The builders: tensorrt 10.3 to 11 and tensorrt_rtx behind one interface. The only file that meets them.
+"""The libraries: tensorrt 10.3 to 11 and tensorrt_rtx behind one interface. The only file that imports them.
 
 Both have the same Python interface. What differs stands in `LIBRARIES`, and nowhere else.
 """
@@ -34,6 +34,10 @@ class Library:
         timing_cache: It times kernels, and can keep what it measured.
         hardware_levels: Plans can be made for GPUs other than the one at hand.
         version_compatible: Plans can be made that later versions of the same library run.
+        refit_at_gpu: Plans that can be refitted are built with the driver's help, for one architecture at a time.
+        compiles_at_run: Kernels are compiled where the plan runs. So that one shape has one kernel, contexts are told
+            to compile before they run. For CUDA graphs a plan must be built to use the caller's memory alone, and its
+            context is asked whether a run can be recorded.
     """
 
     module: str
@@ -46,10 +50,12 @@ class Library:
     timing_cache: bool
     hardware_levels: bool
     version_compatible: bool
+    refit_at_gpu: bool
+    compiles_at_run: bool
 
 
 LIBRARIES: Mapping[BuilderKind, Library] = {
-    "tensorrt": Library("tensorrt", "TensorRT", "tensorrt", (10, 3), 11, True, (), True, True, True),
+    "tensorrt": Library("tensorrt", "TensorRT", "tensorrt", (10, 3), 11, True, (), True, True, True, False, False),
     "tensorrt_rtx": Library(
         "tensorrt_rtx",
         "TensorRT for RTX",
@@ -61,6 +67,8 @@ LIBRARIES: Mapping[BuilderKind, Library] = {
         False,
         False,
         False,
+        True,
+        True,
     ),
 }
 """The differences between the two builders."""

@@ -46,11 +46,13 @@ class Retyped:
         model: The graph.
         halves: How many products compute in half precision.
         kept: Names of products that stay float32, because a weight of theirs does not fit float16.
+        sources: The stored weight that each turned one was made of, by its name.
     """
 
     model: Any
     halves: int = 0
     kept: list[str] = field(default_factory=list[str])
+    sources: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def retype(model: Any, precision: Precision, weights: HalfWeights, *, products_only: bool = False) -> Retyped:
@@ -62,7 +64,7 @@ def retype(model: Any, precision: Precision, weights: HalfWeights, *, products_o
         weights: Where weights are turned into that precision that are not stored in it.
         products_only: Everything but products stays float32.
     """
-    done = Retyped(with_shapes(model))
+    done = Retyped(with_shapes(model), sources=weights.sources)
     if precision != "fp32":
         _Types(done, precision, weights, products_only).run()
         del done.model.graph.value_info[:]

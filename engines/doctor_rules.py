@@ -182,7 +182,8 @@ def _python(env: Environment) -> Iterator[Finding]:
 
 
 def _no_backend(env: Environment) -> Iterator[Finding]:
-    if env.first("openvino", "onnxruntime", "onnxruntime-gpu") is None:
+    plans = env.gpus and (env.first(*RTX, *TENSORRT) or env.nvidia.system_tensorrt)
+    if env.first("openvino", "onnxruntime", "onnxruntime-gpu") is None and not plans:
         yield Finding("error", "backends", "no library that runs networks is installed", "pip install 'sfumato[cpu]'")
 
 

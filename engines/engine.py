@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
-from ..errors import EngineError, IntegrityError, MissingDependency, NonFiniteError, ParameterError
+from ..errors import EngineError, IntegrityError, NonFiniteError
+from .backends import Backend, automatic_plan, available_backends, check_options
 from .binding import Array, Binding
 from .external import external_files
 from .manifest import NetworkSpec
-from .precision import Precision, check_precision
+from .precision import Precision
 from .target import cpu_precision
 
 if TYPE_CHECKING:
+    from .builder_library import BuilderKind
     from .bundle import Bundle
 
 __all__ = [
@@ -31,12 +32,7 @@ __all__ = [
     "open_engine",
 ]
 
-Backend: TypeAlias = Literal["auto", "openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx"]
-
 E = TypeVar("E")
-
-_LIBRARIES: dict[str, tuple[str, str]] = {"openvino": ("cpu", "OpenVINO"), "onnxruntime": ("ort", "ONNX Runtime")}
-"""Backends that are implemented, best first: the import name, with the extra that installs it and its proper name."""
 
 
 @runtime_checkable
@@ -69,21 +65,6 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-def available_backends() -> dict[str, str | None]:
-    """Every backend with None where it can be used, else the reason why not. Imports none of them."""
-    result: dict[str, str | None] = {}
-    for name in get_args(Backend)[1:]:
-        if name == "torch":
-            result[name] = "for gradients alone, such as that of an edit along a direction"
-        elif name not in _LIBRARIES:
-            result[name] = "not implemented in this version"
-        elif importlib.util.find_spec(name) is None:
-            result[name] = f"not installed; run: pip install 'sfumato[{_LIBRARIES[name][0]}]'"
-        else:
-            result[name] = None
-    return result
-
-
 def default_precision(spec: NetworkSpec) -> Precision:
     """What OpenVINO computes a network in unless told.
 
@@ -106,58 +87,35 @@ def open_engine(
     Arguments:
         bundle: The bundle.
         network: Name of the network, e.g. "unet".
-        backend: Library to run it; "auto" is OpenVINO if installed, else ONNX Runtime.
-        precision: What to compute in; None is the backend's default (`default_precision` for OpenVINO, else fp32).
-        threads: Threads to use; None is one for each core of the process.
+        backend: Library to run it; "auto" is TensorRT or TensorRT for RTX where there is a GPU and the bundle holds a
+            plan of the network for it, else OpenVINO if installed, else ONNX Runtime.
+        precision: What to compute in; None is the backend's default (`default_precision` for OpenVINO, the plan's for
+            TensorRT, else fp32).
+        threads: Threads to use on a processor; None is one for each core of the process.
 
     Raises:
         BundleError: The bundle has no such network.
         IntegrityError: The graph reads files that are not among its weights.
         MissingDependency: The library is not installed.
-        EngineError: The backend is unknown or unimplemented, lacks the precision, or refuses the graph.
+        EngineError: The backend is unknown, cannot work here, lacks the precision or a plan, or refuses the graph.
     """
     spec = bundle.network(network)
     chosen = check_options(backend, precision, threads)
     check_external(bundle, spec)
+    found = automatic_plan(bundle, network, precision) if backend == "auto" else None
+    if found is not None or chosen in ("tensorrt", "tensorrt_rtx"):
+        from .tensorrt import TensorRTEngine
+
+        kind, plan = found or (cast("BuilderKind", chosen), None)
+        return TensorRTEngine(bundle, spec, kind, precision=precision, plan=plan)
     if chosen == "openvino":
         from .openvino import OpenVinoEngine
 
         return OpenVinoEngine(bundle, spec, precision=precision or default_precision(spec), threads=threads)
     from .onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(bundle, spec, precision=precision or "fp32", threads=threads)
-
-
-def check_options(backend: str, precision: str | None, threads: int | None) -> str:
-    """The backend that `open_engine` takes for these options; imports and opens nothing.
-
-    Raises:
-        ParameterError: The precision or the number of threads is none.
-        MissingDependency: The library is not installed.
-        EngineError: The backend is unknown or unimplemented.
-    """
-    if precision is not None:
-        check_precision(precision)
-    if threads is not None and (isinstance(threads, bool) or threads < 1):
-        raise ParameterError(f"threads is {threads}, need 1 or more; leave it out for one a core")
-    return _choose(backend)
-
-
-def _choose(backend: str) -> str:
-    state = available_backends()
-    if backend == "auto":
-        usable = [name for name in _LIBRARIES if state[name] is None]
-        if not usable:
-            raise MissingDependency("openvino", "cpu", "running a network")
-        return usable[0]
-    if backend not in state:
-        raise EngineError(f"backend is {backend!r}, need one of {', '.join(get_args(Backend))}")
-    if backend not in _LIBRARIES:
-        raise EngineError(f"backend {backend!r} is {state[backend]}; use {' or '.join(_LIBRARIES)}")
-    if state[backend] is not None:
-        extra, title = _LIBRARIES[backend]
-        raise MissingDependency(backend, extra, f"the {title} engine")
-    return backend
+    device: Any = {"device": "cuda"} if chosen == "onnxruntime_cuda" else {}
+    return OnnxRuntimeEngine(bundle, spec, precision=precision or "fp32", threads=threads, **device)
 
 
 def check_external(bundle: Bundle, spec: NetworkSpec) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from .binding import Array
 from .onnx_model import onnx, read_array
 
-__all__ = ["HalfWeights"]
+__all__ = ["HalfWeights", "to_bits"]
 
 _FLOAT16, _BFLOAT16 = 10, 16
 _INLINE = 1024
@@ -28,7 +28,8 @@ class HalfWeights:
     def __init__(self, source: Path, path: Path) -> None:
         self.source, self.path = source, path
         self.tensors: list[Any] = []
-        self._names: set[str] = set()
+        self.sources: dict[str, str] = {}
+        """The stored weight that each new one was made of, by its name."""
 
     def add(self, tensor: Any, name: str, kind: int) -> bool:
         """Turn a weight into float16 (10) or bfloat16 (16); False, and nothing is done, if float16 does not hold it.
@@ -38,12 +39,12 @@ class HalfWeights:
             name: The new one's name.
             kind: Number of TensorProto.DataType.
         """
-        if name in self._names:
+        if name in self.sources:
             return True
         array = read_array(tensor, self.source).astype(np.float32)
         if kind == _FLOAT16 and not np.abs(array).max(initial=0) <= np.finfo(np.float16).max:
             return False
-        data = _bits(array, kind).tobytes()
+        data = to_bits(array, kind).tobytes()
         fresh = onnx().TensorProto(name=name, data_type=kind, dims=tensor.dims)
         if len(data) <= _INLINE:
             fresh.raw_data = data
@@ -56,11 +57,11 @@ class HalfWeights:
             for key, value in entries.items():
                 fresh.external_data.add(key=key, value=str(value))
         self.tensors.append(fresh)
-        self._names.add(name)
+        self.sources[name] = tensor.name
         return True
 
 
-def _bits(array: Array, kind: int) -> Array:
+def to_bits(array: Array, kind: int) -> Array:
     """The bits of float16, or of bfloat16 rounded to the nearest, ties to even."""
     if kind == _FLOAT16:
         return array.astype("<f2")

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import EngineError, MissingDependency
 from .binding import Array
 
-__all__ = ["External", "extents", "external", "onnx", "read_array", "read_model", "with_shapes"]
+__all__ = ["External", "extents", "external", "onnx", "read_array", "read_model", "type_name", "with_shapes"]
 
 _NAMES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 
@@ -66,6 +66,11 @@ def external(tensor: Any) -> External | None:
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return External(entries["location"], int(entries.get("offset", 0)), int(entries.get("length", 0)))
+
+
+def type_name(tensor: Any) -> str:
+    """The dtype of a weight as it is stored, e.g. "float16" or "bfloat16"."""
+    return "bfloat16" if tensor.data_type == _BF16 else _NAMES.get(tensor.data_type, f"type {tensor.data_type}")
 
 
 def read_array(tensor: Any, folder: Path) -> Array:

@@ -20,7 +20,17 @@ from .bundle import Bundle
 from .storage import atomic_write, sha256_file
 from .strict import JSON, Node, parse
 
-__all__ = ["FORM", "Plan", "PlanKey", "find_plans", "preflight", "read_plan", "write_plan"]
+__all__ = [
+    "FORM",
+    "Plan",
+    "PlanKey",
+    "check_key",
+    "find_plans",
+    "fitting_plans",
+    "preflight",
+    "read_plan",
+    "write_plan",
+]
 
 FORM = 1
 """Number of the receipt's form, and of how graphs are made for the builder: a change of either means other plans."""
@@ -76,7 +86,8 @@ class Plan:
         key: What it was built from and for, as it stands in the receipt.
         sha256: Of the plan.
         bytes: Its length.
-        built: What building it took and proved: ``seconds``, ``peak_bytes``, ``half_products``, ``proof``.
+        built: What building it took and proved: ``seconds``, ``peak_bytes``, ``half_products``, ``proof``; of a plan
+            that can be refitted also ``weights``, where its weights come from.
         fresh: It was built now, not found.
     """
 
@@ -105,22 +116,33 @@ def read_plan(path: Path) -> Plan:
     Raises:
         EngineError: There is no plan or no receipt, or the plan is cut short or altered.
     """
-    again = "build it again with sfumato build"
+    plan = _receipt(path)
+    _check_bytes(plan)
+    return plan
+
+
+_AGAIN = "build it again with sfumato build"
+
+
+def _receipt(path: Path) -> Plan:
+    """The plan at `path` as its receipt tells it, its bytes unread."""
     try:
         receipt = parse(path.with_suffix(".json").read_bytes(), str(path.with_suffix(".json")))
         key, sha256, length, built = Node(receipt).record("key", "sha256", "bytes", "built")
-        plan = Plan(path, _values(key), sha256.string(), length.integer(0), _values(built))
+        return Plan(path, _values(key), sha256.string(), length.integer(0), _values(built))
     except (OSError, ManifestError) as error:
-        raise EngineError(f"{path}: has no readable receipt ({error}); {again}") from error
+        raise EngineError(f"{path}: has no readable receipt ({error}); {_AGAIN}") from error
+
+
+def _check_bytes(plan: Plan) -> None:
     try:
-        found, size = sha256_file(path)
+        found, size = sha256_file(plan.path)
     except OSError as error:
-        raise EngineError(f"{path}: cannot be read ({error.strerror}); {again}") from error
+        raise EngineError(f"{plan.path}: cannot be read ({error.strerror}); {_AGAIN}") from error
     if size != plan.bytes:
-        raise EngineError(f"{path}: has {size} bytes, its receipt says {plan.bytes}: it was cut short; {again}")
+        raise EngineError(f"{plan.path}: has {size} bytes, its receipt says {plan.bytes}: it was cut short; {_AGAIN}")
     if found != plan.sha256:
-        raise EngineError(f"{path}: its SHA-256 is not the one in its receipt, so it was altered; {again}")
-    return plan
+        raise EngineError(f"{plan.path}: its SHA-256 is not the one in its receipt, so it was altered; {_AGAIN}")
 
 
 def _values(node: Node) -> dict[str, Any]:
@@ -147,7 +169,14 @@ def preflight(path: Path, bundle: Bundle, network: str, *, builder: str, version
     Raises:
         EngineError: It is damaged, or of another network, bundle, library, version or architecture.
     """
-    plan = read_plan(path)
+    plan = _receipt(path)
+    check_key(plan, bundle, network, builder=builder, version=version, sm=sm)
+    _check_bytes(plan)  # the dear question last: a plan may have gigabytes
+    return plan
+
+
+def check_key(plan: Plan, bundle: Bundle, network: str, *, builder: str, version: str, sm: str) -> None:
+    """Refuse a plan that was built from or for something else; `EngineError`. Its bytes are not looked at."""
     key = plan.key
     digest = bundle.digest(network)
     facts = (
@@ -160,8 +189,29 @@ def preflight(path: Path, bundle: Bundle, network: str, *, builder: str, version
     )
     for right, reason in facts:
         if not right:
-            raise EngineError(f"{path}: {reason}; build it again with sfumato build {bundle.path}")
-    return plan
+            raise EngineError(f"{plan.path}: {reason}; {_AGAIN} {bundle.path}")
+
+
+def fitting_plans(
+    bundle: Bundle, network: str, *, builder: str, version: str, sm: str
+) -> tuple[list[Plan], dict[Path, str]]:
+    """The plans of a network that pass `preflight`, and the reasons for which the others do not.
+
+    Arguments:
+        bundle: The bundle.
+        network: Name of the network.
+        builder: As `preflight`'s.
+        version: As `preflight`'s.
+        sm: As `preflight`'s.
+    """
+    passed: list[Plan] = []
+    refused: dict[Path, str] = {}
+    for path in find_plans(bundle, network):
+        try:
+            passed.append(preflight(path, bundle, network, builder=builder, version=version, sm=sm))
+        except EngineError as error:
+            refused[path] = str(error).removeprefix(f"{path}: ").partition(f"; {_AGAIN}")[0]
+    return passed, refused
 
 
 def _runs(key: Mapping[str, Any], version: str) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..engines.binding import Array
 from ..errors import ParameterError
+from .arithmetic import Arithmetic, arithmetic
 from .rng import Noise
 from .schedule import Schedule
 
@@ -25,6 +26,9 @@ class MaskBlend:
         rng: Source of the noise; the sampler's own, to repeat the original's random stream.
     """
 
+    anywhere = True
+    """It works on x wherever x is; see `arithmetic.placed`."""
+
     def __init__(self, x0: Array, mask: Array, schedule: Schedule, rng: Noise) -> None:
         try:
             np.broadcast_to(mask, x0.shape)
@@ -34,18 +38,19 @@ class MaskBlend:
             ) from None
         self._x0 = x0
         self._mask = mask
-        self._rest = 1 - mask
         self._schedule = schedule
         self._rng = rng
-        self._known = np.empty_like(x0)
-        self._out = np.empty_like(x0)
+        self._math: Arithmetic | None = None
+        self._known = self._there = self._rest = self._out = x0
 
     def __call__(self, x: Array, t: float) -> Array:
         """x with the kept part replaced; the array is overwritten by the next call."""
-        noise = self._rng.randn(self._x0.shape)
-        np.multiply(self._x0, self._schedule.alpha(t), out=self._known)
-        np.multiply(noise, self._schedule.sigma(t), out=self._out)
-        np.add(self._known, self._out, out=self._known)
-        np.multiply(self._known, self._mask, out=self._known)
-        np.multiply(x, self._rest, out=self._out)
-        return np.add(self._known, self._out, out=self._out)
+        if self._math is None or not self._math.fits(x):
+            self._math = math = arithmetic(x)
+            self._known = math.sent(self._x0)
+            mask = np.ascontiguousarray(np.broadcast_to(self._mask, self._x0.shape))
+            self._there, self._rest = math.sent(mask), math.sent(1 - mask)
+            self._out = math.empty(self._known)
+        noise = self._math.staged(self._rng.randn(self._x0.shape))
+        known, fresh = (self._known, self._schedule.alpha(t)), (noise, self._schedule.sigma(t))
+        return self._math.blend(self._out, x, known, fresh, (self._there, self._rest))

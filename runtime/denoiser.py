@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 
 from ..engines.binding import Array
 from ..engines.engine import Engine
 from ..errors import BindingError, ParameterError
+from .arithmetic import Arithmetic, HostArithmetic, arithmetic
 from .schedule import Schedule
 
 __all__ = [
@@ -73,7 +75,8 @@ class Parametrization:
             raise ParameterError(f"no parametrisation is named {kind!r}, there are eps, v and x0; use one of them")
         self.schedule = schedule
         self.kind = kind
-        self._buffers: tuple[Array, Array, Array] | None = None
+        self._math: Arithmetic | None = None
+        self._buffers: tuple[Array, Array] | None = None
 
     def __call__(
         self,
@@ -90,17 +93,20 @@ class Parametrization:
                 f"the network predicts {output.shape} for a picture of {x_t.shape}; "
                 "pass learned_variance=True if it has twice the channels, or its concat channels separately"
             )
-        if self._buffers is None or self._buffers[0].shape != x_t.shape or self._buffers[0].dtype != x_t.dtype:
-            self._buffers = (np.empty_like(x_t), np.empty_like(x_t), np.empty_like(x_t))
-        first, second, scratch = self._buffers
+        math = self._math
+        if math is None or self._buffers is None or not math.fits(x_t):
+            self._math = math = arithmetic(x_t)
+            first = math.empty(x_t)
+            self._buffers = first, math.empty(x_t) if self.kind == "v" else first
+        first, second = self._buffers
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.kind == "v":
-            eps = _sum(first, alpha, output, sigma, x_t, scratch)
-            x0 = _sum(second, alpha, x_t, -sigma, output, scratch)
+            eps = math.linear(first, ((output, alpha), (x_t, sigma)))
+            x0 = math.linear(second, ((x_t, alpha), (output, -sigma)))
         elif self.kind == "eps":
-            eps, x0 = output, solve(first, x_t, sigma, output, alpha, t)
+            eps, x0 = output, math.solve(first, x_t, sigma, output, _solvable(alpha, t))
         else:
-            eps, x0 = solve(first, x_t, alpha, output, sigma, t), output
+            eps, x0 = math.solve(first, x_t, alpha, output, _solvable(sigma, t)), output
         return Prediction(eps, x0, log_variance, extra)
 
 
@@ -123,7 +129,8 @@ class FunctionDenoiser:
 class EngineDenoiser:
     """A denoiser from an engine with inputs ``x``, ``t`` and conditions, and output ``prediction``.
 
-    All feeds live in buffers made at the first call of a shape; a step allocates nothing.
+    All feeds live in buffers made at the first call of a shape; a step allocates nothing. x may be NumPy's, or lie
+    where the engine keeps its arrays if that is a GPU; then so do the prediction's.
 
     Arguments:
         engine: The network.
@@ -154,38 +161,54 @@ class EngineDenoiser:
         self._learned_variance = learned_variance
         self._integer_t = integer_t
         self._condition = {name: np.ascontiguousarray(value) for name, value in condition.items()}
-        self._shape: tuple[int, ...] | None = None
+        self._fed = self._condition
+        self._math: Arithmetic | None = None
         self._t = np.empty(0, dtype=np.float32)
         self._x: Array | None = None
+        self._halves: tuple[Array | None, Array | None] = None, None
 
     @property
     def network(self) -> str:
         """The engine's name, for messages."""
         return self._engine.spec.name
 
+    @cached_property
+    def arithmetic(self) -> Arithmetic | None:
+        """The operations where the engine keeps its arrays; None where that is the host. See `arithmetic.placed`."""
+        engine: Any = self._engine
+        cuda = getattr(engine, "cuda", None)
+        return None if cuda is None else cast(Arithmetic, cuda.arithmetic(engine.stream))
+
     def __call__(self, x_t: Array, t: float) -> Prediction:
-        if self._shape != x_t.shape:
-            self._prepare(x_t.shape)
+        math = self._math
+        if math is None or not math.fits(x_t):
+            math = self._prepare(x_t)
         channels = x_t.shape[1]
-        self._t.fill(round(t) if self._integer_t else t)
+        math.fill(self._t, round(t) if self._integer_t else t)
         if self._x is None:
-            x = np.ascontiguousarray(x_t, dtype=np.float32)
+            x = math.contiguous(x_t)
         else:
             x = self._x
-            np.copyto(x[:, :channels], x_t)
-        outputs = self._engine(x=x, t=self._t, **self._condition)
+            math.put(x, x_t)
+        outputs = self._engine(x=x, t=self._t, **self._fed)
         output = outputs["prediction"]
         extra = (
             {name: array for name, array in outputs.items() if name != "prediction"} if len(outputs) > 1 else _NOTHING
         )
         variance = None
         if self._learned_variance:
-            output, variance = output[:, :channels], output[:, channels:]
+            both, (first, second) = output, self._halves
+            output = math.channels(both, 0, channels, first)
+            variance = math.channels(both, channels, both.shape[1], second)
+            self._halves = output, variance
         return self._parametrization(output, x_t, t, log_variance=variance, extra=extra)
 
-    def _prepare(self, shape: tuple[int, ...]) -> None:
-        batch = shape[0]
-        self._t = np.empty(batch, dtype=np.float32)
+    def _prepare(self, x_t: Array) -> Arithmetic:
+        """Everything that is fed but x, where x is."""
+        shape, batch = x_t.shape, x_t.shape[0]
+        math = arithmetic(x_t)
+        self._t = math.sent(np.zeros(batch, dtype=np.float32))
+        self._fed = {name: math.sent(value) for name, value in self._condition.items()}
         if self._concat is not None:
             rows = self._concat.shape[0]
             if batch % rows or self._concat.shape[2:] != shape[2:]:
@@ -193,22 +216,20 @@ class EngineDenoiser:
                     f"{self.network}: concat has shape {self._concat.shape}, x has {shape}; "
                     "give it the same height and width, and one row or one for each picture"
                 )
-            self._x = np.empty((batch, shape[1] + self._concat.shape[1], *shape[2:]), dtype=np.float32)
-            self._x[:, shape[1] :] = np.tile(self._concat, (batch // rows, 1, 1, 1))
-        self._shape = shape
-
-
-def _sum(out: Array, a: float, x: Array, b: float, y: Array, scratch: Array) -> Array:
-    """out = a x + b y."""
-    np.multiply(x, a, out=out)
-    np.multiply(y, b, out=scratch)
-    return np.add(out, scratch, out=out)
+            wide = np.zeros((batch, shape[1] + self._concat.shape[1], *shape[2:]), dtype=np.float32)
+            wide[:, shape[1] :] = np.tile(self._concat, (batch // rows, 1, 1, 1))
+            self._x = math.sent(wide)
+        self._halves = None, None
+        self._math = math
+        return math
 
 
 def solve(out: Array, x: Array, a: float, y: Array, b: float, t: float) -> Array:
-    """out = (x - a y) / b."""
+    """out = (x - a y) / b, in NumPy."""
+    return HostArithmetic(x).solve(out, x, a, y, _solvable(b, t))
+
+
+def _solvable(b: float, t: float) -> float:
     if b == 0:
         raise ParameterError(f"at timestep {t} the picture is all signal or all noise, nothing can be solved from it")
-    np.multiply(y, a, out=out)
-    np.subtract(x, out, out=out)
-    return np.divide(out, b, out=out)
+    return b

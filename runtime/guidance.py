@@ -8,6 +8,7 @@ import numpy as np
 
 from ..engines.binding import Array
 from ..errors import BindingError, ParameterError
+from .arithmetic import Arithmetic, arithmetic
 from .denoiser import Denoiser, Prediction
 
 __all__ = ["ClassifierFree"]
@@ -35,22 +36,28 @@ class ClassifierFree:
             raise ParameterError(f"guidance scale is {scale}, need a finite number; 1 is none, 7.5 is usual for text")
         self._denoiser = denoiser
         self.scale = float(scale)
-        self._doubled = np.empty(0, dtype=np.float32)
-        self._eps = np.empty(0, dtype=np.float32)
-        self._x0 = np.empty(0, dtype=np.float32)
+        self._math: Arithmetic | None = None
+        self._doubled = self._eps = self._x0 = np.empty(0, dtype=np.float32)
 
     @property
     def network(self) -> str:
         """Name of the wrapped network, for messages."""
         return getattr(self._denoiser, "network", "denoiser")
 
+    @property
+    def arithmetic(self) -> Arithmetic | None:
+        """Where the wrapped denoiser can calculate; see `arithmetic.placed`."""
+        return getattr(self._denoiser, "arithmetic", None)
+
     def __call__(self, x_t: Array, t: float) -> Prediction:
         batch = x_t.shape[0]
-        if self._eps.shape != x_t.shape or self._eps.dtype != x_t.dtype:
-            self._doubled = np.empty((2 * batch, *x_t.shape[1:]), dtype=x_t.dtype)
-            self._eps, self._x0 = np.empty_like(x_t), np.empty_like(x_t)
-        np.copyto(self._doubled[:batch], x_t)
-        np.copyto(self._doubled[batch:], x_t)
+        math = self._math
+        if math is None or not math.fits(x_t):
+            self._math = math = arithmetic(x_t)
+            self._doubled = math.empty(x_t, (2 * batch, *x_t.shape[1:]))
+            self._eps, self._x0 = math.empty(x_t), math.empty(x_t)
+        math.copy(self._doubled[:batch], x_t)
+        math.copy(self._doubled[batch:], x_t)
         both = self._denoiser(self._doubled, t)
         if both.eps.shape != self._doubled.shape:
             raise BindingError(
@@ -59,18 +66,16 @@ class ClassifierFree:
             )
         variance = None if both.log_variance is None else both.log_variance[batch:]
         return Prediction(
-            self._mix(both.eps, batch, self._eps),
-            self._mix(both.x0, batch, self._x0),
+            self._mix(math, both.eps, batch, self._eps),
+            self._mix(math, both.x0, batch, self._x0),
             variance,
             _conditional(both.extra, batch),
         )
 
-    def _mix(self, both: Array, batch: int, out: Array) -> Array:
+    def _mix(self, math: Arithmetic, both: Array, batch: int, out: Array) -> Array:
         if self.scale == 1:
             return both[batch:]
-        np.subtract(both[batch:], both[:batch], out=out)
-        np.multiply(out, self.scale, out=out)
-        return np.add(both[:batch], out, out=out)
+        return math.guide(out, both[:batch], both[batch:], self.scale)
 
 
 def _conditional(extra: Mapping[str, Array], batch: int) -> Mapping[str, Array]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from ..engines.binding import Array
 from ..engines.engine import check_finite
-from ..errors import Cancelled, NonFiniteError, ParameterError
+from ..errors import Cancelled, ParameterError
+from .arithmetic import Arithmetic, placed
 from .denoiser import Denoiser, Prediction
 from .rng import Noise
 from .samplers.ddim import DDIM
@@ -106,7 +107,8 @@ def sample(
         x: Where to start, float32 (B, C, h, w) at the first timestep; left unchanged.
         timesteps: Timestep indices (n,), descending; see `Schedule.timesteps`.
         rng: Source of noise, drawn from in order; needed by samplers that add noise.
-        on_step: Called after every network call; returning False (not None) stops the run.
+        on_step: Called after every network call; returning False (not None) stops the run. On a GPU it is given copies,
+            which makes every step wait for the last one.
         prepare: Called with (x, t) before each step, second evaluations apart, and returns the x to step from; see
             `blend.MaskBlend`.
 
@@ -115,8 +117,12 @@ def sample(
 
     Raises:
         ParameterError: `x`, the timesteps or a missing `rng` do not allow the run.
-        NonFiniteError: A step made NaN or infinity; names the network, the step and the tensor.
+        NonFiniteError: A step made NaN or infinity; names the network, the step and the tensor. On a GPU it is raised
+            at the end, or before `on_step` is called.
         Cancelled: `on_step` returned False.
+
+    Everything is calculated where the denoiser's network keeps its arrays, see `arithmetic.placed`: on a GPU x goes up
+    once, noise is drawn here and follows through pinned memory, and the result comes back once.
     """
     if x.dtype.kind != "f" or x.itemsize < 4:
         raise ParameterError(f"x is {x.dtype}, samplers work in float32; pass x.astype(np.float32)")
@@ -125,19 +131,25 @@ def sample(
         raise ParameterError(f"{type(sampler).__name__} adds noise and rng is None; pass rng=TorchGenerator(seed)")
     network = getattr(denoiser, "network", "denoiser")
     check_finite(network, None, x=x)
+    math = placed(x, denoiser, prepare)
+    watch = math.watch(network)
+    x = math.sent(x)
     for index, rule in enumerate(run.rules):
         if prepare is not None and rule.opens:
             x = prepare(x, rule.t)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found and named below
             prediction = denoiser(x, rule.t)
             noise = rng.randn(x.shape) if rule.draws and rng is not None else None
+            noise = math.staged(noise) if noise is not None and rule.needs_noise else None
             x = run.step(x, rule.t, rule.s, prediction, noise)
-        _check(network, index, x, prediction)
+        watch.look(index, x, prediction.eps)
         if on_step is not None:
-            info = StepInfo(index, len(run), rule.t, rule.s, x, prediction)
+            watch.report()
+            info = StepInfo(index, len(run), rule.t, rule.s, math.host(x), _seen(math, prediction))
             if on_step(info) is False:
                 raise Cancelled(f"stopped by on_step after call {index + 1} of {len(run)}")
-    return x
+    watch.report()
+    return math.host(x)
 
 
 def make_sampler(name: str, schedule: Schedule, **options: Any) -> Sampler:
@@ -170,9 +182,10 @@ def make_sampler(name: str, schedule: Schedule, **options: Any) -> Sampler:
     return make(schedule, **options)
 
 
-def _check(network: str, index: int, x: Array, prediction: Prediction) -> None:
-    try:
-        check_finite(network, index, x=x)
-    except NonFiniteError:
-        check_finite(network, index, prediction=prediction.eps)
-        raise
+def _seen(math: Arithmetic, prediction: Prediction) -> Prediction:
+    """A prediction in host memory."""
+    if isinstance(cast(object, prediction.eps), np.ndarray):
+        return prediction
+    variance = None if prediction.log_variance is None else math.host(prediction.log_variance)
+    extra = {name: math.host(array) for name, array in prediction.extra.items()}
+    return Prediction(math.host(prediction.eps), math.host(prediction.x0), variance, extra)

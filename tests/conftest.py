@@ -55,6 +55,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["SFUMATO_CACHE"] = before
 
 
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A GPU for `engines.cuda` where there is none: cuda.core on host memory; gives what there is to look at."""
+    import fake_cuda
+
+    from sfumato.engines.cuda import open_cuda
+
+    yield fake_cuda.install(monkeypatch)
+    open_cuda.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole text-to-picture bundle of a few hundred weights (16x16 pictures); tests must not change it."""

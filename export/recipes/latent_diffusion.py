@@ -8,12 +8,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from ...engines.bundle import Bundle
-from ...engines.manifest import ScheduleSpec
+from ...engines.manifest import MANIFEST_NAME, ScheduleSpec
 from ...engines.precision import Precision
 from ...errors import CheckpointError, ExportError
 from ...networks.autoencoder import AutoencoderKL
@@ -23,11 +24,12 @@ from ...networks.vq import VQModelInterface
 from ...runtime.systems.latent_settings import LatentDiffusionSettings
 from ..assemble import assemble
 from ..network import Network
-from ..write import Progress
+from ..write import Progress, quiet
 from . import parts
 from .compvis import read_compvis
 from .model import Model
 from .schedules import Noise
+from .step import step_of_bundle, with_step
 
 __all__ = ["export", "pack_latent_diffusion", "pack_model", "read_model"]
 
@@ -41,18 +43,22 @@ def export(
     tokenizer: Path | str | None = None,
     name: str = "",
     license: str = "",
+    step: bool = False,
     on_progress: Progress | None = None,
 ) -> Bundle:
     """Make a bundle of a latent-diffusion checkpoint.
 
     Arguments:
-        checkpoint: A ``.ckpt`` or ``.safetensors`` with CompVis' key names, or a folder saved by diffusers.
+        checkpoint: A ``.ckpt`` or ``.safetensors`` with CompVis' key names, or a folder saved by diffusers; with
+            ``step`` also a bundle's folder, to which that network is added.
         out: Folder of the bundle.
         config: The YAML of a CompVis checkpoint; without it published models are recognised by their shape.
         precision: How large weights are stored; arithmetic is the engines' choice.
         tokenizer: ``tokenizer.json`` for the prompts of a CompVis checkpoint; by default the one beside it.
         name: Name for people, by default the model's own or the folder's.
         license: Terms of the weights.
+        step: Also the network ``step``, which takes whole sampling steps; see `export.step`. It reads the UNet's
+            weights from their file.
         on_progress: Told of every step.
 
     Raises:
@@ -60,7 +66,12 @@ def export(
         ExportError: It cannot be exported, or the export disagrees with torch.
         BundleError: `out` cannot be written.
     """
+    if (Path(checkpoint) / MANIFEST_NAME).is_file():
+        stated = {"config": config, "tokenizer": tokenizer, "name": name, "license": license}
+        return step_of_bundle(Path(checkpoint), out, stated, step=step, on_progress=on_progress or quiet)
     model = read_model(checkpoint, config, tokenizer)
+    if step:
+        model = replace(model, networks=with_step(model.networks))
     return pack_model(
         model,
         out,

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ...engines.binding import Dimension
-from ...engines.bundle import Bundle, BundleWriter
+from ...engines.bundle import Bundle
 from ...engines.manifest import MANIFEST_NAME
 from ...engines.precision import Precision
 from ...errors import ExportError
 from ...runtime.systems.latent_settings import LatentDiffusionSettings
 from ...runtime.systems.pix2pix_settings import ROLE, Pix2PixZeroSettings
-from ..assemble import add_files
 from ..attention_maps import find_maps, gradient_network, maps_network
+from ..extend import extend
 from ..gradient_memory import Form, choose_form, installed_memory
 from ..network import Network
-from ..write import Progress, export_network, quiet
+from ..write import Progress, quiet
 from .blip import CaptionerParts, read_blip
 from .latent_diffusion import pack_model, read_model
 from .rebuild import unet_of
@@ -160,27 +160,12 @@ def add_attention(
     _check_task(str(bundle.path), LatentDiffusionSettings.from_json(manifest.settings))
     parts = captioner or NO_CAPTIONER
     attention = attention_of([unet_of(bundle)], gradient=gradient, memory=memory, on_progress=on_progress)
-    made = (*attention, *parts.networks)
-    renewed = {network.name for network in made}
-    specs = {key: spec for key, spec in manifest.networks.items() if key not in renewed}
-    kept = {path for spec in specs.values() for path in (*spec.files, spec.reference) if path}
-    renewed_assets = {*parts.assets, *(() if settings is None else (ROLE,))}
-    kept |= {path for role, path in manifest.assets.items() if role not in renewed_assets}
-    if manifest.schedule is not None and manifest.schedule.alphas_bar is not None:
-        kept.add(manifest.schedule.alphas_bar)
-    assets = {**manifest.assets, **parts.assets}
-    with BundleWriter(out) as writer:
-        for path in sorted(kept):
-            writer.copy(path, bundle.file(path))
-        for network in made:
-            specs[network.name] = export_network(
-                writer, network, specs["unet"].precision.default, on_progress=on_progress
-            )
-        add_files(writer, parts.files)
-        if ROLE not in assets or settings is not None:
-            writer.write(SETTINGS_FILE, (settings or Pix2PixZeroSettings()).to_bytes())
-            assets[ROLE] = SETTINGS_FILE
-        return writer.commit(replace(manifest, networks=specs, assets=assets, files={}))
+    files, assets = dict(parts.files), dict(parts.assets)
+    if ROLE not in manifest.assets or settings is not None:
+        files[SETTINGS_FILE] = (settings or Pix2PixZeroSettings()).to_bytes()
+        assets[ROLE] = SETTINGS_FILE
+    networks = (*attention, *parts.networks)
+    return extend(bundle, out, networks, files=files, assets=assets, on_progress=on_progress)
 
 
 def _check_task(what: str, settings: LatentDiffusionSettings) -> None:

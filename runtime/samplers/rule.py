@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, overload
 
-import numpy as np
-
 from ...engines.binding import Array
 from ...errors import ParameterError
+from ..arithmetic import Arithmetic, arithmetic
 from ..denoiser import Prediction
 from ..schedule import Schedule
 from .pairs import pairs
@@ -75,11 +74,12 @@ class Run(Sequence["tuple[float, float]"]):
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
         self._index = 0
+        self._math: Arithmetic | None = None
         self._spare: list[Array] = []
-        self._scratch = np.empty(0, dtype=np.float32)
-        self._deviation = np.empty(0, dtype=np.float32)
+        self._deviation: Array | None = None
         self._anchor: Array | None = None
         self._past: list[Array] = []
+        self._unused: list[Array] = []
 
     def __len__(self) -> int:
         return len(self.rules)
@@ -94,10 +94,10 @@ class Run(Sequence["tuple[float, float]"]):
         return self.rules[index].t, self.rules[index].s
 
     def step(self, x_t: Array, t: float, s: float, prediction: Prediction, noise: Array | None = None) -> Array:
-        """x at s.
+        """x at s, calculated where x_t is.
 
         Arguments:
-            x_t: x at t, as it was given to the denoiser.
+            x_t: x at t, as it was given to the denoiser; a NumPy array, or one on a GPU and the others too.
             t: Timestep index of this pair.
             s: Timestep index of this pair's end.
             prediction: The denoiser's word on x_t.
@@ -113,27 +113,25 @@ class Run(Sequence["tuple[float, float]"]):
             )
         if rule.needs_noise and noise is None:
             raise ParameterError(f"the step from {t} to {s} adds noise and none is given; pass noise of x_t's shape")
-        if self._scratch.shape != x_t.shape or self._scratch.dtype != x_t.dtype:
-            self._spare = [np.empty_like(x_t) for _ in range(3)]
-            self._scratch = np.empty_like(x_t)
+        math = self._math
+        if math is None or not math.fits(x_t):
+            math = self._prepare(x_t, prediction)
         sources: dict[str, Array | None] = {
             "x": x_t,
             "eps": prediction.eps,
             "x0": prediction.x0,
-            "noise": noise if rule.log_range is None else self._scaled_noise(rule.log_range, prediction, noise),
+            "noise": noise if rule.log_range is None else self._scaled_noise(math, rule.log_range, prediction, noise),
             "anchor": self._anchor,
             **{f"past{i}": kept for i, kept in enumerate(self._past, 1)},
         }
         if rule.anchor:
-            fresh = np.empty_like(x_t) if self._anchor is None else self._free(x_t, self._anchor)
-            _combine(fresh, self._scratch, rule.anchor, sources)
-            if self._anchor is not None:
-                self._spare = [self._anchor if kept is fresh else kept for kept in self._spare]
+            fresh = self._free(math, x_t)
+            _combine(math, fresh, rule.anchor, sources)
             self._anchor = sources["anchor"] = fresh
-        out = self._free(x_t)
-        _combine(out, self._scratch, rule.out, sources)
+        out = self._free(math, x_t)
+        _combine(math, out, rule.out, sources)
         if rule.push is not None:
-            self._remember(prediction.eps if rule.push == "eps" else prediction.x0)
+            self._remember(math, prediction.eps if rule.push == "eps" else prediction.x0)
         self._index += 1
         return out
 
@@ -150,19 +148,33 @@ class Run(Sequence["tuple[float, float]"]):
             )
         return rule
 
-    def _free(self, *busy: Array) -> Array:
-        return next(kept for kept in self._spare if not any(np.may_share_memory(kept, array) for array in busy))
+    def _prepare(self, x_t: Array, prediction: Prediction) -> Arithmetic:
+        """All arrays of the run: later steps make none."""
+        self._math = math = arithmetic(x_t)
+        anchored = any(rule.anchor for rule in self.rules)
+        self._spare = [math.empty(x_t) for _ in range(4 if anchored else 2)]
+        reach = [int(source[4:]) for rule in self.rules for source, _ in rule.anchor + rule.out if source[:4] == "past"]
+        self._past = []
+        if reach:
+            kept = prediction.x0 if any(rule.push == "x0" for rule in self.rules) else prediction.eps
+            self._unused = [math.empty(kept) for _ in range(max(reach))]
+        return math
 
-    def _remember(self, value: Array) -> None:
-        """Copy `value` into the oldest of three arrays and put it first."""
-        kept = self._past.pop() if len(self._past) == 3 else np.empty_like(value)
-        if kept.shape != value.shape:
-            kept = np.empty_like(value)
-        np.copyto(kept, value)
+    def _free(self, math: Arithmetic, x_t: Array) -> Array:
+        """An array of ours that neither holds x_t nor the anchor."""
+        busy = (x_t,) if self._anchor is None else (x_t, self._anchor)
+        return next(kept for kept in self._spare if not any(math.overlaps(kept, array) for array in busy))
+
+    def _remember(self, math: Arithmetic, value: Array) -> None:
+        """Copy `value` into the oldest of the arrays that later rules look back at, and put it first."""
+        if not self._unused and not self._past:  # nothing looks back
+            return
+        kept = self._unused.pop() if self._unused else self._past.pop()
+        math.copy(kept, value)
         self._past.insert(0, kept)
 
     def _scaled_noise(
-        self, log_range: tuple[float, float], prediction: Prediction, noise: Array | None
+        self, math: Arithmetic, log_range: tuple[float, float], prediction: Prediction, noise: Array | None
     ) -> Array | None:
         if noise is None:
             return None
@@ -171,13 +183,9 @@ class Run(Sequence["tuple[float, float]"]):
                 "this DDPM takes its variance from the network, which predicts none; use variance='small' or 'large'"
             )
         low, high = log_range
-        if self._deviation.shape != noise.shape:
-            self._deviation = np.empty_like(noise)
-        deviation = np.multiply(prediction.log_variance, (high - low) / 4, out=self._deviation)
-        deviation += (high + low) / 4
-        np.exp(deviation, out=deviation)
-        deviation *= noise
-        return deviation
+        if self._deviation is None or self._deviation.shape != noise.shape:
+            self._deviation = math.empty(noise)
+        return math.deviate(self._deviation, prediction.log_variance, (high - low) / 4, (high + low) / 4, noise)
 
 
 class OneStep:
@@ -214,13 +222,11 @@ class Remembering:
         return Run([rule]).step(x_t, t, s, prediction, noise)
 
 
-def _combine(out: Array, scratch: Array, weights: Terms, sources: dict[str, Array | None]) -> None:
+def _combine(math: Arithmetic, out: Array, weights: Terms, sources: dict[str, Array | None]) -> None:
     """out = sum of weight · source; `out` shares memory with no source."""
-    for i, (name, weight) in enumerate(weights):
+    parts: list[tuple[Array, float]] = []
+    for name, weight in weights:
         source = sources[name]
         assert source is not None, name  # a rule that reads what no earlier rule has kept is a mistake in its sampler
-        if i == 0:
-            np.multiply(source, weight, out=out)
-        else:
-            np.multiply(source, weight, out=scratch)
-            np.add(out, scratch, out=out)
+        parts.append((source, weight))
+    math.linear(out, parts)

@@ -13,8 +13,10 @@ import numpy as np
 from ...engines.binding import Array
 from ...engines.engine import Engine
 from ...engines.strict import JSON
+from ...errors import ParameterError
 from .. import image as pictures
 from ..denoiser import Denoiser, EngineDenoiser
+from ..fused import sample_fused
 from ..guidance import ClassifierFree
 from ..sampler import StepInfo, sample
 from .base import Edit, Progress, SfumatoWarning
@@ -22,6 +24,7 @@ from .first_stage import FirstStage
 from .latent_condition import Condition, ConditionEncoder
 from .latent_models import Models
 from .latent_run import Plan, RunNoise, batches
+from .latent_step import STEP, check_fused, fused_step, hindrance
 from .timings import Timings
 
 __all__ = ["Call", "Start"]
@@ -55,9 +58,13 @@ class Call:
     Arguments:
         models: The bundle's networks.
         plan: The checked options.
+
+    Raises:
+        ParameterError: Whole steps are asked for and the bundle has no network for them.
     """
 
     def __init__(self, models: Models, plan: Plan) -> None:
+        check_fused(models, plan)
         self.models = models
         self.plan = plan
         self.timings = Timings()
@@ -65,6 +72,7 @@ class Call:
         self.first_stage = FirstStage(models.settings, self._engine)
         self.conditions = ConditionEncoder(models.settings, self._engine, models.tokenizer)
         self._engines: dict[str, Engine] = {}
+        self._network = "unet"
         self._quiet = FirstStage(models.settings, lambda name: models.tiled(name, None, plan.tile))
 
     def run(
@@ -97,15 +105,7 @@ class Call:
         for number, rows in enumerate(parts):
             noise = RunNoise(plan.seed, images, rows)
             begin = start(noise, rows)
-            x = sample(
-                self._denoiser(condition, rows, condition.channels(rows) if begin.concat is None else begin.concat),
-                plan.rule,
-                begin.x,
-                begin.timesteps,
-                rng=noise,
-                on_step=self._observer(rows, number, len(parts)),
-                prepare=begin.prepare,
-            )
+            x = self._sample(condition, rows, begin, noise, self._observer(rows, number, len(parts)))
             x = x if begin.finish is None else begin.finish(x)
             decoded = self.first_stage.decode(x)
             made += list(pictures.from_float(decoded, official=plan.official) if finish is None else finish(decoded))
@@ -138,6 +138,30 @@ class Call:
             engine = self._engines[name] = self.models.tiled(name, self.timings, self.plan.tile)
         return engine
 
+    def _sample(
+        self,
+        condition: Condition,
+        rows: range,
+        begin: Start,
+        noise: RunNoise,
+        on_step: Callable[[StepInfo], Any] | None,
+    ) -> Array:
+        """The last latents of a batch, by whole steps where that can be."""
+        models, plan = self.models, self.plan
+        concat = condition.channels(rows) if begin.concat is None else begin.concat
+        blends = begin.prepare is not None
+        why = hindrance(models, plan, begin.x.shape[2:], blends=blends, concat=concat is not None)
+        if plan.fused and why:
+            raise ParameterError(f"fused is True, and steps cannot be taken whole: {why}; leave fused out")
+        if why or plan.fused is False:
+            denoiser = self._denoiser(condition, rows, concat)
+            return sample(
+                denoiser, plan.rule, begin.x, begin.timesteps, rng=noise, on_step=on_step, prepare=begin.prepare
+            )
+        self._network = STEP
+        step = fused_step(models, plan, self._engine(STEP), condition, rows)
+        return sample_fused(step, plan.rule, begin.x, begin.timesteps, rng=noise, on_step=on_step)
+
     def _denoiser(self, condition: Condition, rows: range, concat: Array | None) -> Denoiser:
         guided = self.plan.guided
         denoiser = EngineDenoiser(
@@ -153,8 +177,11 @@ class Call:
     def _most(self, grid: tuple[int, int]) -> int:
         """Most pictures in a batch."""
         wanted = self.plan.batch_size or max(1, _BATCH_LATENTS // (grid[0] * grid[1]))
-        batch = self.models.manifest.networks["unet"].dimensions.get("batch")
-        allowed = wanted if batch is None else batch.max // (2 if self.plan.guided else 1)
+        networks, passes = self.models.manifest.networks, 2 if self.plan.guided else 1
+        batch = networks["unet"].dimensions.get("batch")
+        allowed = wanted if batch is None else batch.max // passes
+        if STEP in networks and self.plan.fused is not False:
+            allowed = min(allowed, networks[STEP].dimensions["batch"].max)
         return max(1, min(wanted, allowed))
 
     def _observer(self, rows: range, number: int, parts: int) -> Callable[[StepInfo], Any] | None:
@@ -189,7 +216,7 @@ class Call:
     def _parameters(
         self, i: int, images: int, seed: int, image: Array, condition: Condition, parameters: Mapping[str, JSON]
     ) -> dict[str, JSON]:
-        unet = self._engine("unet")
+        network = self._engine(self._network)
         return {
             "system": self.models.manifest.system,
             "model": self.models.manifest.name,
@@ -197,8 +224,8 @@ class Call:
             "image": i,
             "images": images,
             "size": [int(image.shape[0]), int(image.shape[1])],
-            "backend": unet.backend,
-            "precision": unet.precision,
+            "backend": network.backend,
+            "precision": network.precision,
             **self.plan.parameters(),
             **parameters,
             **condition.told[i],

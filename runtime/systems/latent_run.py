@@ -42,6 +42,9 @@ class RunOptions(TypedDict, total=False):
         batch_size: Most pictures to make at once; by default as many as memory is usual for.
         tile: Latents along a side of a tile, for pictures larger than the networks take; by default tiles are used
             only for those. 0 forbids them.
+        fused: Whether every step is one call of the bundle's network ``step``, guidance and the sampler's update
+            included. By default it is where the bundle has that network and nothing else touches x between steps; True
+            asks for it, False takes steps apart. The pictures are the same but for rounding.
         official: Do as the authors' scripts do where they differ from diffusers: their timesteps, their noise drawn at
             every step, their strength, pictures truncated to 8 bits.
         on_step: Called with `Progress` after every network call; returning False stops.
@@ -56,6 +59,7 @@ class RunOptions(TypedDict, total=False):
     num_images: int
     batch_size: int
     tile: int
+    fused: bool
     official: bool
     on_step: OnStep
 
@@ -73,6 +77,7 @@ class Plan:
     num_images: int
     batch_size: int | None
     tile: int | None
+    fused: bool | None
     official: bool
     on_step: OnStep | None
     rule: Sampler
@@ -104,6 +109,7 @@ class Plan:
             "spacing": self.spacing,
             "official": self.official,
             **({} if self.tile is None else {"tile": self.tile}),
+            **({} if self.fused is None else {"fused": self.fused}),
         }
 
 
@@ -135,6 +141,7 @@ def make_plan(options: RunOptions, defaults: Defaults, schedule: Schedule) -> Pl
         num_images=whole("num_images", given.get("num_images", 1), 1),
         batch_size=whole("batch_size", given["batch_size"], 1) if "batch_size" in given else None,
         tile=whole("tile", given["tile"], 0) if "tile" in given else None,
+        fused=bool(given["fused"]) if "fused" in given else None,
         official=official,
         on_step=given.get("on_step"),
         rule=rule,

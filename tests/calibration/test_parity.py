@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,7 +116,43 @@ def test_a_network_that_does_not_run_is_an_error_with_its_reason(tiny, tmp_path)
     assert "its bindings are in/t, in/x, out/prediction" in report.rows[0].reason
     report = verify_bundle(tiny, ["tensorrt"])
     assert {row.status for row in report.rows} == {"error"}
-    assert "not implemented in this version" in report.rows[0].reason
+    assert "tensorrt" in report.rows[0].reason
+
+
+def test_backends_of_a_gpu_are_verified_where_they_work(tiny, monkeypatch):
+    """ONNX Runtime's always; TensorRT's only with a plan for this GPU, since plans are optional in a bundle."""
+    real = pytest.importorskip("onnxruntime")
+    import fake_cuda
+    from fake_onnxruntime import FakeOnnxRuntime
+
+    import sfumato.calibration.parity as module
+    import sfumato.engines.backends as backends
+
+    fake_cuda.install(monkeypatch)
+    fake = FakeOnnxRuntime(real)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    works = {"onnxruntime": None, "onnxruntime_cuda": None, "tensorrt": None, "tensorrt_rtx": "not installed"}
+    monkeypatch.setattr(module, "available_backends", lambda: works)
+    monkeypatch.setattr(backends, "available_backends", lambda: works)
+    report = verify_bundle(tiny, threads=1)
+    assert report.passed
+    assert [(row.network, row.backend, row.precision) for row in report.rows] == [
+        (network, backend, "fp32")
+        for network in tiny.manifest.networks
+        for backend in ("onnxruntime", "onnxruntime_cuda")
+    ]
+    assert [kind for kind, _ in fake.log.runs] == ["record", "record"]
+
+    monkeypatch.setattr(module, "available_backends", lambda: {"tensorrt": None})
+    alone = verify_bundle(tiny)
+    assert not alone.passed, "a network that nothing could run has not passed"
+    assert {row.status for row in alone.rows} == {"unchecked"}
+    assert "no plan of it for this GPU; run: sfumato build" in alone.rows[0].reason
+
+    monkeypatch.setattr(module, "available_backends", lambda: works)
+    monkeypatch.setattr(module, "automatic_plan", lambda bundle, network, precision: ("tensorrt", object()))
+    rows = verify_bundle(tiny, threads=1).rows
+    assert [row.backend for row in rows if row.backend.startswith("tensorrt")] == ["tensorrt", "tensorrt"]
 
 
 def test_the_stored_shapes_need_not_be_the_smallest(tiny, tmp_path):

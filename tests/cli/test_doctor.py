@@ -46,7 +46,13 @@ def test_as_json(run, pretend):
     pretend(openvino="2026.4.1")
     tree = json.loads(run("doctor", "--json").stdout)
     assert tree["environment"]["nvidia"]["driver"] == "580.95.05"
-    assert [b["name"] for b in tree["backends"]] == ["openvino", "onnxruntime", "tensorrt_rtx", "tensorrt"]
+    assert [b["name"] for b in tree["backends"]] == [
+        "openvino",
+        "onnxruntime",
+        "onnxruntime_cuda",
+        "tensorrt_rtx",
+        "tensorrt",
+    ]
     assert tree["findings"][0]["subject"] == "openvino"
 
 

@@ -151,6 +151,43 @@ def test_the_asked_precision_is_what_products_compute_in(tiny, precision):
     assert (plan.key["precision"], plan.built["half_products"]) == (precision, 0 if precision == "fp32" else 1)
 
 
+def test_weights_have_the_names_by_which_they_will_be_refitted(tiny, monkeypatch):
+    """Refitting needs a GPU; that the builder knows the weights by the names in the receipt does not."""
+    from sfumato.engines import build
+    from sfumato.engines.refit import weight_origins
+
+    seen: dict[str, bool] = {}
+    origins: dict[str, Any] = {}
+
+    def look(network: Any, spec: Any, precision: Any, done: Any) -> int:
+        origins.update(weight_origins(Bundle.open(tiny), spec, done))
+        seen.update({n: network.definition.mark_weights_refittable(n) for n in (*origins, "another")})
+        raise LookupError
+
+    monkeypatch.setattr(build, "prove_types", look)
+    with pytest.raises(LookupError):
+        build_plan(Bundle.open(tiny), "unet", TWO, BuildOptions(precision="fp16"))
+    assert origins["weight"] == ["weight", "float16", [3, 4, 3, 3]]
+    assert origins["bias/half"] == ["bias", "float32", [3]]
+    assert (seen["weight"], seen["bias/half"], seen["another"]) == (True, True, False)
+
+
+def test_weights_may_be_streamed(tiny):
+    plan = build_plan(Bundle.open(tiny), "unet", TWO, BuildOptions(weight_streaming=True))
+    assert plan.key["options"]["weight_streaming"] is True
+
+
+def test_a_plan_to_be_refitted_is_for_one_architecture_and_needs_a_driver(tiny, monkeypatch):
+    monkeypatch.setattr("sfumato.engines.build.devices", list)
+    bundle = Bundle.open(tiny)
+    with pytest.raises(
+        ParameterError, match=r"for one architecture at a time, asked was .*; write e.g. --target rtx:sm"
+    ):
+        build_plan(bundle, "unet", TWO, BuildOptions(refit=True))
+    with pytest.raises(EngineError, match="needs the driver to build a plan that can be refitted, and it names no GPU"):
+        build_plan(bundle, "unet", parse_target("rtx:sm89"), BuildOptions(refit=True))
+
+
 def test_progress_goes_forward(tiny):
     seen: list[tuple[int, int]] = []
     build_plan(Bundle.open(tiny), "class_embedder", TWO, on_progress=lambda done, total, _: seen.append((done, total)))

@@ -40,7 +40,45 @@ def problems(env: Environment) -> list[tuple[str, str]]:
 def test_a_sound_machine_has_nothing_to_mend():
     env = machine({"openvino": "2026.4.1", "onnxruntime": "1.31.1", "onnx": "1.23.2", "tensorrt-rtx-cu13": "1.7.1.116"})
     assert diagnose(env) == []
-    assert [b.state for b in states(env)] == ["ready", "ready", "builds", "absent"]
+    assert [b.state for b in states(env)] == ["ready", "ready", "absent", "builds", "absent"]
+    core = replace(env, packages={**env.packages, "cuda-core": "1.2.2"})
+    assert [b.state for b in states(core)] == ["ready", "ready", "absent", "ready", "absent"]
+
+
+def test_plans_run_where_there_is_a_gpu_that_the_library_knows_and_cuda_core():
+    packages = {"openvino": "1", "onnx": "1.23", "cuda-core": "1.2", "tensorrt-rtx-cu13": "1.7.1", "tensorrt": "11.4.0"}
+    env = machine(packages)
+    assert (state(env, "tensorrt").state, state(env, "tensorrt_rtx").state) == ("ready", "ready")
+    hopper = replace(env, gpus=(CudaDevice("NVIDIA H200", "sm90"),))
+    assert (state(hopper, "tensorrt").state, state(hopper, "tensorrt_rtx").state) == ("ready", "builds")
+    assert "NVIDIA H200 is sm90, it knows sm75" in state(hopper, "tensorrt_rtx").reason
+    without = replace(env, packages={k: v for k, v in packages.items() if k != "cuda-core"})
+    assert [state(without, n).mend for n in ("tensorrt", "tensorrt_rtx")] == ["pip install 'cuda-core[cu13]>=1.0'"] * 2
+    blind = replace(env, gpus=())
+    assert (state(blind, "tensorrt").state, state(blind, "tensorrt_rtx").state) == ("unusable", "builds")
+
+
+def test_onnxruntime_on_a_gpu_needs_its_own_package_a_gpu_cudnn_and_cuda_core():
+    packages = {"onnxruntime-gpu": "1.31.1", "cuda-core": "1.2"}
+    assert state(machine(packages), "onnxruntime_cuda").state == "ready"
+    assert (
+        state(machine({"onnxruntime-gpu": "1.31.1"}), "onnxruntime_cuda").mend == "pip install 'cuda-core[cu13]>=1.0'"
+    )
+    for env in (
+        machine(packages, NvidiaFacts()),
+        machine(packages, replace(DESKTOP, libraries=())),
+        machine(packages, gpus=()),
+        machine({**packages, "onnxruntime": "1.31.1"}),
+    ):
+        assert state(env, "onnxruntime_cuda").state == "unusable"
+    absent = state(machine({"onnxruntime": "1.31.1"}), "onnxruntime_cuda")
+    assert absent.mend == "pip uninstall -y onnxruntime && pip install 'sfumato[cuda]'"
+
+
+def test_a_device_may_have_nothing_but_tensorrt():
+    env = machine({"tensorrt": "11.4.0", "cuda-core": "1.2"})
+    assert ("error", "backends") not in problems(env)
+    assert ("error", "backends") in problems(replace(env, gpus=()))
 
 
 def test_two_onnxruntimes_are_an_error_and_the_one_for_the_gpu_is_kept():

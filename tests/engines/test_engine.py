@@ -141,9 +141,6 @@ def test_what_cannot_be_opened_is_said(bundle):
         open_engine(bundle, "unet", backend="tflite")
     with pytest.raises(EngineError, match="'torch' is for gradients alone, .*; use openvino or onnx"):
         open_engine(bundle, "unet", backend="torch")
-    for backend in ("tensorrt", "tensorrt_rtx"):
-        with pytest.raises(EngineError, match=f"'{backend}' is not implemented in this version; use openvino or onnx"):
-            open_engine(bundle, "unet", backend=backend)
     with pytest.raises(ParameterError, match="precision is 'int8'"):
         open_engine(bundle, "unet", precision="int8")
     with pytest.raises(ParameterError, match="threads is 0, need 1 or more"):
@@ -160,12 +157,31 @@ def test_the_reference_computes_in_fp32_only(bundle):
 
 def test_backends_are_found_without_importing_them(monkeypatch, bundle):
     state = available_backends()
-    assert list(state) == ["openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx"]
-    assert [name for name, reason in state.items() if reason is None] == INSTALLED
+    assert list(state) == ["openvino", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"]
+    assert [name for name in ("openvino", "onnxruntime") if state[name] is None] == INSTALLED
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert available_backends()["openvino"] == "not installed; run: pip install 'sfumato[cpu]'"
-    for backend, extra in (("auto", "cpu"), ("openvino", "cpu"), ("onnxruntime", "ort")):
+    extras = {"auto": "cpu", "openvino": "cpu", "onnxruntime": "ort"}
+    for backend, extra in {**extras, "tensorrt": "tensorrt", "tensorrt_rtx": "rtx", "onnxruntime_cuda": "cuda"}.items():
         with pytest.raises(MissingDependency, match=re.escape(f"run: pip install 'sfumato[{extra}]'")):
+            open_engine(bundle, "unet", backend=backend)
+
+
+def test_a_backend_for_a_gpu_says_what_it_lacks(monkeypatch, bundle):
+    """Installed, on a machine whose driver names no GPU."""
+    from sfumato.engines import backends
+    from sfumato.engines.doctor import Environment
+
+    packages = {"tensorrt-rtx-cu13": "1.7.1", "onnxruntime-gpu": "1.31.1", "tensorrt": "11.4.0", "onnx": "1.23"}
+    env = Environment((3, 11), "Linux", CpuFacts("m", "x86_64", 1, ()), packages)
+    monkeypatch.setattr(backends, "environment", lambda: env)
+    monkeypatch.setattr(backends, "_installed", lambda name: True)
+    for backend, reason in (
+        ("tensorrt", "tensorrt 11.4.0 is installed, but libcuda is not found"),
+        ("tensorrt_rtx", "the driver names no GPU: plans are built here, not run"),
+        ("onnxruntime_cuda", "libcuda is not found: it computes on the processor"),
+    ):
+        with pytest.raises(EngineError, match=f"backend '{backend}' cannot work here: .*{re.escape(reason)}"):
             open_engine(bundle, "unet", backend=backend)
 
 

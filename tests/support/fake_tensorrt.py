@@ -1,21 +1,19 @@
-"""TensorRT as far as it differs from TensorRT for RTX: a builder that records what it was told and makes no plan.
+"""TensorRT without a GPU: a builder whose plans carry the ONNX graph, and a runtime that executes them on a processor.
 
 It has the names and signatures of the published Python interface that ``docs/tensorrt.md`` lists, which says against
-what each was checked.
+what each was checked; `test_tensorrt_api.py` holds them to the classes of `tensorrt_rtx`. The builder records what it
+was told. The runtime is in `fake_tensorrt_runtime.py`.
 """
 
 from __future__ import annotations
 
 import enum
-import json
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
-
-class DataType(enum.Enum):
-    FLOAT = 0
-    HALF = 1
-    INT64 = 2
+import fake_tensorrt_runtime as runtime
+from fake_tensorrt_runtime import DataType, Weights
 
 
 class LayerType(enum.Enum):
@@ -25,12 +23,19 @@ class LayerType(enum.Enum):
 class BuilderFlag(enum.Enum):
     WEIGHT_STREAMING = 0
     VERSION_COMPATIBLE = 1
+    REFIT = 2
+    REQUIRE_USER_ALLOCATION = 3
 
 
 class HardwareCompatibilityLevel(enum.Enum):
     NONE = 0
     AMPERE_PLUS = 1
     SAME_COMPUTE_CAPABILITY = 2
+
+
+class ComputeCapability(enum.Enum):
+    SM86 = 86
+    SM89 = 89
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -76,9 +81,10 @@ class Config:
     def __init__(self) -> None:
         self.flags: list[BuilderFlag] = []
         self.pools: dict[MemoryPoolType, int] = {}
-        self.profiles: list[Any] = []
+        self.profiles: list[Profile] = []
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
         self.builder_optimization_level = 3
+        self.num_compute_capabilities = 0
         self.cache: TimingCache | None = None
         self.refused = 0
 
@@ -88,7 +94,10 @@ class Config:
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
         self.pools[pool] = size
 
-    def add_optimization_profile(self, profile: Any) -> int:
+    def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
+        return 0 <= index < self.num_compute_capabilities
+
+    def add_optimization_profile(self, profile: Profile) -> int:
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
@@ -111,15 +120,38 @@ def tensor(name: str, dtype: DataType) -> Any:
 
 
 class Network:
-    """What the tiny UNet comes to, in whichever precision the module was told."""
+    """What a graph comes to: its inputs and outputs, and a convolution for every product, in whichever precision."""
 
     def __init__(self, flags: int, dtype: DataType) -> None:
-        self.creation_flags = flags
-        self.inputs = [tensor("x", DataType.FLOAT), tensor("t", DataType.FLOAT)]
-        self.outputs = [tensor("prediction", DataType.FLOAT)]
-        convolution = SimpleNamespace(name="conv", type=LayerType.CONVOLUTION, get_output=lambda _: tensor("y", dtype))
-        self.layers = [convolution]
-        self.num_inputs, self.num_outputs, self.num_layers = 2, 1, 1
+        self.creation_flags, self.dtype = flags, dtype
+        self.model: Any = None
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.layers: list[Any] = []
+
+    def read(self, model: Any) -> None:
+        self.model = model
+        self.inputs = [_port(value) for value in model.graph.input]
+        self.outputs = [_port(value) for value in model.graph.output]
+        products = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")]
+        self.layers = [
+            SimpleNamespace(
+                name=n.name or "conv", type=LayerType.CONVOLUTION, get_output=lambda _: tensor("y", self.dtype)
+            )
+            for n in products
+        ]
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     def get_input(self, index: int) -> Any:
         return self.inputs[index]
@@ -131,28 +163,45 @@ class Network:
         return self.layers[index]
 
 
+def _port(value: Any) -> Any:
+    return tensor(value.name, runtime.ONNX_TYPES[value.type.tensor_type.elem_type])
+
+
 class Profile:
     def __init__(self) -> None:
-        self.shapes: dict[str, tuple[Any, ...]] = {}
+        self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def set_shape(self, name: str, *shapes: Any) -> None:
         self.shapes[name] = shapes
 
 
 class Fake:
-    """The module ``tensorrt``.
+    """The module ``tensorrt``, or ``tensorrt_rtx``.
 
     Arguments:
         version: What it says it is.
-        network: What the convolution of its networks computes in.
+        network: What the products of its networks compute in.
         plan: What the inspector says the plan computes in.
         says: What the logger is told before a build fails; "" builds.
+        rtx: It is TensorRT for RTX.
     """
 
-    def __init__(self, version: str, network: str = "HALF", plan: str = "Half", says: str = "") -> None:
-        self.__version__ = version
+    def __init__(
+        self, version: str, network: str = "HALF", plan: str = "Half", says: str = "", rtx: bool = False
+    ) -> None:
+        self.__version__, self.rtx = version, rtx
+        self.__spec__ = ModuleSpec("tensorrt_rtx" if rtx else "tensorrt", None)
         self.configs: list[Config] = []
         self.networks: list[Network] = []
+        self.contexts: list[runtime.IExecutionContext] = []
+        """Every context that was created."""
+        self.inspector_says = plan
+        self.refit_stops_after: int | None = None
+        """Of the weights of a refit, how many are taken before it fails; None takes all."""
+        self.combined: list[set[str]] = []
+        """Weights that were combined into one, which can only be replaced together."""
+        self.fixed: set[str] = set()
+        """Weights that cannot be replaced."""
         fake = self
 
         class Builder:
@@ -179,35 +228,33 @@ class Fake:
                 if says:
                     self.logger.log("Severity.ERROR", says)
                     return None
-                return b"a plan"
+                flags = [flag.name for flag in config.flags]
+                if {"REQUIRE_USER_ALLOCATION", "WEIGHT_STREAMING"} <= set(flags):
+                    self.logger.log("Severity.ERROR", "REQUIRE_USER_ALLOCATION is not compatible with WEIGHT_STREAMING")
+                    return None
+                return runtime.serialize(version, flags, [p.shapes for p in config.profiles], made.model)
 
         class OnnxParser:
             num_errors = 0
 
             def __init__(self, made: Network, logger: Any) -> None:
-                pass
+                self.made = made
 
             def parse_from_file(self, path: str) -> bool:
+                self.made.read(runtime.load(path))
                 return True
 
-        class Runtime:
-            def __init__(self, logger: Any) -> None:
-                pass
-
-            def deserialize_cuda_engine(self, data: Any) -> Any:
-                layer = {"Name": "conv", "LayerType": "Convolution", "Inputs": [{"Format/Datatype": plan}]}
-                names = ["x", "t", "prediction"]
-                inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": [layer]}))
-                return SimpleNamespace(
-                    num_io_tensors=3,
-                    get_tensor_name=names.__getitem__,
-                    get_tensor_dtype=lambda name: DataType.FLOAT,
-                    create_engine_inspector=lambda: inspector,
-                )
+        class Runtime(runtime.Runtime):
+            module = fake
 
         self.Builder, self.OnnxParser, self.Runtime = Builder, OnnxParser, Runtime
+        self.Refitter, self.Weights = runtime.Refitter, Weights
         self.ILogger, self.IProgressMonitor = ILogger, IProgressMonitor
         self.BuilderFlag, self.MemoryPoolType = BuilderFlag, MemoryPoolType
         self.HardwareCompatibilityLevel, self.ProfilingVerbosity = HardwareCompatibilityLevel, ProfilingVerbosity
         self.NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
-        self.LayerInformationFormat = LayerInformationFormat
+        self.LayerInformationFormat, self.ComputeCapability = LayerInformationFormat, ComputeCapability
+        self.DataType, self.TensorIOMode, self.TensorLocation = DataType, runtime.TensorIOMode, runtime.TensorLocation
+        self.ExecutionContextAllocationStrategy = runtime.ExecutionContextAllocationStrategy
+        if rtx:
+            self.DynamicShapesKernelSpecializationStrategy = runtime.DynamicShapesKernelSpecializationStrategy

@@ -65,7 +65,7 @@ def test_what_is_no_bundle_of_ours_says_why(tmp_path: Path) -> None:
     ("options", "kind", "message"),
     [
         ({"backend": "abacus"}, EngineError, "backend is 'abacus', need one of auto, openvino"),
-        ({"backend": "tensorrt"}, EngineError, "'tensorrt' is not implemented in this version; use openvino"),
+        ({"backend": "tensorrt"}, MissingDependency, "the TensorRT engine needs tensorrt, which is not installed"),
         ({"precision": "int8"}, ParameterError, "precision is 'int8', need one of fp32, fp16, bf16"),
         ({"threads": 0}, ParameterError, "threads is 0, need 1 or more"),
     ],
