@@ -16,7 +16,7 @@ from ..engines.binding import Array
 from ..engines.engine import check_finite
 from ..errors import NonFiniteError
 
-__all__ = ["Arithmetic", "HostArithmetic", "Watch", "arithmetic", "placed"]
+__all__ = ["Arithmetic", "HostArithmetic", "Watch", "arithmetic", "engine_arithmetic", "placed"]
 
 
 class Watch(Protocol):
@@ -122,6 +122,12 @@ def arithmetic(x: Array) -> Arithmetic:
     if isinstance(cast(object, x), np.ndarray):
         return HostArithmetic(x)
     return cast(Arithmetic, cast(Any, x).arithmetic).like(x)
+
+
+def engine_arithmetic(engine: object) -> Arithmetic | None:
+    """The operations where an engine keeps its arrays; None where that is the host."""
+    cuda: Any = getattr(engine, "cuda", None)
+    return None if cuda is None else cast(Arithmetic, cuda.arithmetic(cast(Any, engine).stream))
 
 
 def placed(x: Array, denoiser: object, prepare: object = None) -> Arithmetic:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
 from ..engines.binding import Array
 from ..engines.engine import Engine
 from ..errors import BindingError, ParameterError
-from .arithmetic import Arithmetic, HostArithmetic, arithmetic
+from .arithmetic import Arithmetic, HostArithmetic, arithmetic, engine_arithmetic
 from .schedule import Schedule
 
 __all__ = [
@@ -174,10 +174,8 @@ class EngineDenoiser:
 
     @cached_property
     def arithmetic(self) -> Arithmetic | None:
-        """The operations where the engine keeps its arrays; None where that is the host. See `arithmetic.placed`."""
-        engine: Any = self._engine
-        cuda = getattr(engine, "cuda", None)
-        return None if cuda is None else cast(Arithmetic, cuda.arithmetic(engine.stream))
+        """See `engine_arithmetic`."""
+        return engine_arithmetic(self._engine)
 
     def __call__(self, x_t: Array, t: float) -> Prediction:
         math = self._math

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ..engines.binding import Array
 from ..engines.engine import Engine, check_finite
 from ..errors import BindingError, Cancelled, ParameterError
-from .arithmetic import Arithmetic, placed
+from .arithmetic import Arithmetic, engine_arithmetic, placed
 from .denoiser import Prediction, PredictionKind
 from .folded import Folded, Pair, fold
 from .rng import Noise
@@ -66,10 +66,8 @@ class FusedStep:
 
     @cached_property
     def arithmetic(self) -> Arithmetic | None:
-        """The operations where the engine keeps its arrays; None where that is the host. See `arithmetic.placed`."""
-        engine: Any = self._engine
-        cuda = getattr(engine, "cuda", None)
-        return None if cuda is None else cast(Arithmetic, cuda.arithmetic(engine.stream))
+        """See `engine_arithmetic`."""
+        return engine_arithmetic(self._engine)
 
     def begin(self, math: Arithmetic, rules: Sequence[Folded]) -> None:
         """Bring what is fed beside x to where a run is calculated: conditions, guidance, every step's weights."""

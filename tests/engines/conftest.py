@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import engine_models
+import fake_nvidia
 import pytest
 
 
@@ -38,3 +40,17 @@ def pristine(models, tmp_path_factory) -> Path:
 def tiny(pristine, tmp_path) -> Path:
     """A copy of the tiny bundle that a test may damage."""
     return Path(shutil.copytree(pristine, tmp_path / "tiny"))
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
+def kind(request) -> str:
+    """A library that runs plans."""
+    return request.param
+
+
+@pytest.fixture
+def trt(kind):
+    """The fake module of that library, on a machine with a fake GPU."""
+    with fake_nvidia.machine(kind) as module:
+        yield module
+        gc.collect()

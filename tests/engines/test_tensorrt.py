@@ -28,18 +28,6 @@ KINDS = ["tensorrt", "tensorrt_rtx"]
 FP32 = fake_nvidia.FP32
 
 
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def trt(kind):
-    with fake_nvidia.machine(kind) as module:
-        yield module
-        gc.collect()
-
-
 @pytest.fixture
 def patch(trt):
     """Undone before the fake machine is: pytest's own is older than that, and would put the fake back afterwards."""

@@ -20,17 +20,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
-@pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def trt(kind):
-    with fake_nvidia.machine(kind) as module:
-        yield module
-
-
 @pytest.fixture(params=["fp32", "fp16"])
 def engine(request, trt, kind, tiny):
     bundle = Bundle.open(tiny)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from device_engine import DeviceEngine, HostEngine
+from device_engine import DeviceEngine, HostEngine, network
 
 from sfumato.engines.cuda import DeviceArray, compile_cubin, open_cuda
 from sfumato.engines.kernels import SOURCE
@@ -32,11 +32,6 @@ def cuda():
 
 def noise(seed, shape=SHAPE):
     return TorchGenerator(seed).randn(shape)
-
-
-def network(x, t, context=None, **_):
-    shift = 0.0 if context is None else context.reshape(len(x), -1).mean(axis=1)[:, None, None, None]
-    return {"prediction": (0.8 * np.sin(1.3 * x + 0.002 * t[:, None, None, None] + shift)).astype(np.float32)}
 
 
 def learned(x, t, **_):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fake_cuda as fake
 import numpy as np
 import pytest
-from device_engine import DeviceEngine, HostEngine
+from device_engine import DeviceEngine, HostEngine, network
 
 from sfumato.engines.cuda import open_cuda
 from sfumato.errors import Cancelled, EngineError, NonFiniteError
@@ -41,12 +41,6 @@ def close(made, expected, allowed=5e-6):
 
 def noise(seed, shape=SHAPE):
     return TorchGenerator(seed).randn(shape)
-
-
-def network(x, t, context=None, **_):
-    """Smooth and bounded; depends on everything that is fed."""
-    shift = 0.0 if context is None else context.reshape(len(x), -1).mean(axis=1)[:, None, None, None]
-    return {"prediction": (0.8 * np.sin(1.3 * x + 0.002 * t[:, None, None, None] + shift)).astype(np.float32)}
 
 
 def learned(x, t, **_):
