@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from sfumato.engines.build import build_plan
+from sfumato.engines.build_target import parse_target
 from sfumato.engines.bundle import Bundle
 from sfumato.engines.engine import open_engine
 from sfumato.errors import CheckpointError
@@ -94,3 +99,14 @@ def test_folders_that_hold_no_blip_are_refused(blip, tmp_path):
     (tmp_path / "config.json").write_text((blip[1] / "config.json").read_text())
     with pytest.raises(CheckpointError, match="no tokenizer.json"):
         read_blip(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX; pip install 'sfumato[rtx]'"
+)
+def test_tensorrt_for_rtx_builds_the_vision_transformer_and_the_decoder(bundle, tmp_path):
+    copy = Bundle.open(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    for name in copy.manifest.networks:
+        plan = build_plan(copy, name, parse_target("rtx:sm86+sm89"))
+        assert plan.key["precision"] == "fp16" and plan.built["half_products"] > 5
