@@ -137,16 +137,16 @@ def test_tiles_take_them_apart(opened: Open) -> None:
 
 
 def test_a_bundle_without_the_network_says_how_to_add_it(tiny_ldm: Path) -> None:
-    with sfumato.load(tiny_ldm, backend="onnxruntime") as system:
+    with sfumato.load(tiny_ldm) as system:
         assert "unet" in system.generate("red", steps=2)[0].timings
         with pytest.raises(ParameterError, match="has no network 'step'.*--step"):
             system.generate("red", steps=2, fused=True)
 
 
 def test_only_the_network_that_runs_is_opened(bundles: dict[str, Path]) -> None:
-    with sfumato.load(bundles["eps"], backend="onnxruntime") as system:
+    with sfumato.load(bundles["eps"]) as system:
         assert isinstance(system, LatentDiffusion)
         told = system.generate("red", steps=2)[0].parameters
         assert sorted(system.models._engines) == ["step", "text_encoder", "vae_decoder"]
-        assert told["backend"] == "onnxruntime" and "fused" not in told
+        assert "fused" not in told
         assert system.generate("red", steps=2, fused=False)[0].parameters["fused"] is False
