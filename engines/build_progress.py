@@ -89,18 +89,12 @@ def interruptible(work: Callable[[], T], tracker: Tracker) -> T:
     """``work()`` in a thread, so that Ctrl-C is seen while the library is busy; it then ends at its next step.
 
     Ctrl-C raises nothing before the thread has ended: an exception that leaves this function earlier, at whatever
-    line it strikes, would free what the library still works on. Outside the main thread Python delivers no signal,
-    and ``work()`` runs as it is.
+    line it strikes, would free what the library still works on. Python delivers signals to the main thread alone.
 
     Raises:
         KeyboardInterrupt: After the thread has ended, if the build was interrupted.
         BaseException: What ``work`` or the progress callback raised.
     """
-    if threading.current_thread() is not threading.main_thread():
-        result = work()
-        if tracker.failure is not None:
-            raise tracker.failure
-        return result
     results: list[T] = []
     failures: list[BaseException] = []
 
@@ -115,7 +109,8 @@ def interruptible(work: Callable[[], T], tracker: Tracker) -> T:
 
     thread = threading.Thread(target=run, name="sfumato-build", daemon=True)
     before = signal.getsignal(signal.SIGINT)
-    handled = before not in (signal.SIG_IGN, None)  # None: set by C code, which Python can't restore
+    # None: set by C code, which Python can't restore
+    handled = threading.current_thread() is threading.main_thread() and before not in (signal.SIG_IGN, None)
     if handled:
         signal.signal(signal.SIGINT, stop)
     try:

@@ -23,7 +23,7 @@ from .arithmetic import Arithmetic, engine_arithmetic, placed
 from .denoiser import Prediction, PredictionKind
 from .folded import Folded, Pair, fold
 from .rng import Noise
-from .sampler import Sampler, StepInfo
+from .sampler import Sampler, StepInfo, plan_run
 from .schedule import Schedule
 
 __all__ = ["FusedStep", "sample_fused"]
@@ -121,11 +121,7 @@ def sample_fused(
         NonFiniteError: A step made NaN or infinity; names the network, the step and the tensor.
         Cancelled: `on_step` returned False.
     """
-    if x.dtype.kind != "f" or x.itemsize < 4:
-        raise ParameterError(f"x is {x.dtype}, samplers work in float32; pass x.astype(np.float32)")
-    run = sampler.plan(timesteps)
-    if rng is None and any(rule.needs_noise for rule in run.rules):
-        raise ParameterError(f"{type(sampler).__name__} adds noise and rng is None; pass rng=TorchGenerator(seed)")
+    run = plan_run(sampler, x, timesteps, rng)
     rules = [fold(rule, step.schedule, step.prediction) for rule in run.rules]
     check_finite(step.network, None, x=x)
     start = np.array(x, dtype=np.float32, order="C")

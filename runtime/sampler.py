@@ -42,6 +42,7 @@ __all__ = [
     "StepInfo",
     "UniPC",
     "make_sampler",
+    "plan_run",
     "sample",
 ]
 
@@ -124,11 +125,7 @@ def sample(
     Everything is calculated where the denoiser's network keeps its arrays, see `arithmetic.placed`: on a GPU x goes up
     once, noise is drawn here and follows through pinned memory, and the result comes back once.
     """
-    if x.dtype.kind != "f" or x.itemsize < 4:
-        raise ParameterError(f"x is {x.dtype}, samplers work in float32; pass x.astype(np.float32)")
-    run = sampler.plan(timesteps)
-    if rng is None and any(rule.needs_noise for rule in run.rules):
-        raise ParameterError(f"{type(sampler).__name__} adds noise and rng is None; pass rng=TorchGenerator(seed)")
+    run = plan_run(sampler, x, timesteps, rng)
     network = getattr(denoiser, "network", "denoiser")
     check_finite(network, None, x=x)
     math = placed(x, denoiser, prepare)
@@ -150,6 +147,20 @@ def sample(
                 raise Cancelled(f"stopped by on_step after call {index + 1} of {len(run)}")
     watch.report()
     return math.host(x)
+
+
+def plan_run(sampler: Sampler, x: Array, timesteps: Any, rng: Noise | None) -> Run:
+    """The run of `sampler` through `timesteps`, from an x and a source of noise that allow it.
+
+    Raises:
+        ParameterError: They do not.
+    """
+    if x.dtype.kind != "f" or x.itemsize < 4:
+        raise ParameterError(f"x is {x.dtype}, samplers work in float32; pass x.astype(np.float32)")
+    run = sampler.plan(timesteps)
+    if rng is None and any(rule.needs_noise for rule in run.rules):
+        raise ParameterError(f"{type(sampler).__name__} adds noise and rng is None; pass rng=TorchGenerator(seed)")
+    return run
 
 
 def make_sampler(name: str, schedule: Schedule, **options: Any) -> Sampler:
