@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,10 +38,16 @@ class BuilderNetwork:
     parser: Any
 
 
-def prepare_graph(bundle: Bundle, spec: NetworkSpec, precision: Precision, folder: Path) -> tuple[Path, Retyped]:
+def prepare_graph(
+    bundle: Bundle, spec: NetworkSpec, precision: Precision, folder: Path, *, hard: bool = False
+) -> tuple[Path, Retyped]:
     """Write the graph for a builder into `folder`; its path, and what was done to it.
 
     Stored weights are not copied: the folder holds links to them, and one file of those that had to be turned.
+
+    Arguments:
+        hard: Link hard where the file system can, for a reader that does not follow links out of the folder. onnx reads
+            no file with several hard links, the bundle's own included, so the folder should not live long.
     """
     source = bundle.file(spec.graph)
     weights = HalfWeights(source.parent, folder / "turned.weights")
@@ -48,10 +55,11 @@ def prepare_graph(bundle: Bundle, spec: NetworkSpec, precision: Precision, folde
     for relative in spec.weights:
         stored = bundle.file(relative).resolve()
         target = folder / Path(relative).name
-        try:
-            os.link(stored, target)
-        except OSError:  # another file system
-            os.symlink(stored, target)
+        if hard:
+            with contextlib.suppress(OSError):  # another file system
+                os.link(stored, target)
+                continue
+        os.symlink(stored, target)
     path = folder / f"{spec.name}.onnx"
     path.write_bytes(done.model.SerializeToString())
     return path, done

@@ -48,7 +48,7 @@ def graph_to_open(bundle: Bundle, spec: NetworkSpec, precision: Precision) -> Ge
     from .build_network import prepare_graph
 
     with tempfile.TemporaryDirectory(prefix=f"sfumato-{spec.name}-", ignore_cleanup_errors=True) as folder:
-        yield prepare_graph(bundle, spec, precision, Path(folder))[0]
+        yield prepare_graph(bundle, spec, precision, Path(folder), hard=True)[0]
 
 
 def provider_options(device: int, stream: int, *, graphs: bool, tf32: bool) -> dict[str, str]:

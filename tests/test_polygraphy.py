@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,18 +40,10 @@ def command(folder: Path, words: list[str], **environment: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory) -> Path:
-    """A copy: while a plan is built its weights have hard links elsewhere, and onnx reads no such file."""
-    out = tmp_path_factory.mktemp("copies") / "bundles"
-    shutil.copytree(ROOT / "bundles", out, ignore=shutil.ignore_patterns("plans"))
-    return out
-
-
 @pytest.fixture
-def folder(bundles, tmp_path):
+def folder(tmp_path):
     """A folder that holds the bundles, the documented scripts, and commands of this interpreter's environment."""
-    (tmp_path / "bundles").symlink_to(bundles, target_is_directory=True)
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles", target_is_directory=True)
     for name, body in re.findall(r"^```python (\S+)\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(body)
     for name, start in (("python", ""), ("polygraphy", f"-c {shlex.quote(TOOL)}")):

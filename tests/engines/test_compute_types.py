@@ -17,6 +17,7 @@ from sfumato.engines.bundle import Bundle  # noqa: E402
 from sfumato.engines.compute_types import retype  # noqa: E402
 from sfumato.engines.half_weights import HalfWeights  # noqa: E402
 from sfumato.engines.onnx_model import read_array, read_model  # noqa: E402
+from sfumato.engines.onnxruntime_provider import graph_to_open  # noqa: E402
 
 F, H, B = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 HALF = {"fp16": H, "bf16": B}
@@ -178,9 +179,11 @@ def test_a_networks_numbers_stay_within_its_tolerance(tiny_ldm, tmp_path, networ
     runtime = pytest.importorskip("onnxruntime")
     bundle = Bundle.open(tiny_ldm)
     spec = bundle.network(network)
-    path, done = prepare_graph(bundle, spec, "fp16", tmp_path)
+    done = prepare_graph(bundle, spec, "fp16", tmp_path)[1]
     assert (done.halves > 0) is (network != "text_encoder")  # which is a table here
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with graph_to_open(bundle, spec, "fp16") as path:
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert all(bundle.file(name).stat().st_nlink == 1 for name in spec.weights)  # else onnx would not read it again
     assert spec.reference is not None
     tensors = bundle.tensors(spec.reference)
     results = session.run([b.name for b in spec.outputs], {b.name: tensors[f"in/{b.name}"] for b in spec.inputs})
