@@ -5,7 +5,8 @@ DEMO   := .venv-demo
 BUNDLE := bundles/emoji-ldm
 PIP    := python -m pip --disable-pip-version-check
 # A worker that dies ends the run at once: with --dist loadfile, pytest-xdist can wait for a replacement's tests for ever.
-PYTEST := $(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
+# Its own order, files with most tests first, would leave the longest tests to the end; tests/conftest.py has another.
+PYTEST := $(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help venv link check format test test-all test-installed demo bench gpu-check clean
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .binding import Array, Binding, resolve
+from .binding import Binding, resolve
+from .device_staging import Staging
 from .manifest import NetworkSpec
 
 if TYPE_CHECKING:
-    from .cuda import Cuda, Event, Stream
+    from .cuda import Cuda, Stream
     from .device_array import DeviceArray
 
 __all__ = ["DeviceRuns"]
@@ -30,17 +31,15 @@ class _Kept:
         binding: ONNX Runtime's IOBinding to the arrays below.
         run: Its RunOptions, with the number of its graph.
         inputs: What the network reads.
+        staging: Pinned memory through which NumPy inputs go up and outputs come down.
         outputs: What it writes.
-        staging: Pinned memory through which NumPy inputs go up.
-        results: Pinned memory through which outputs come down.
     """
 
     binding: Any
     run: Any
     inputs: dict[str, DeviceArray]
+    staging: Staging
     outputs: dict[str, DeviceArray] = field(default_factory=dict[str, "DeviceArray"])
-    staging: dict[str, Array] = field(default_factory=dict[str, Array])
-    results: dict[str, Array] = field(default_factory=dict[str, Array])
 
 
 class DeviceRuns:
@@ -78,7 +77,6 @@ class DeviceRuns:
         self._shapes = shapes
         self._graphs = graphs
         self._recorded = 0
-        self._uploaded: Event | None = None
         self._kept: OrderedDict[tuple[tuple[int, ...], ...], _Kept] = OrderedDict()
 
     def __call__(self, feeds: Mapping[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]:
@@ -91,7 +89,7 @@ class DeviceRuns:
             kept = self._prepare(key)
         self._kept.move_to_end(key)
         try:
-            self._load(kept, feeds)
+            kept.staging.upload(feeds, kept.inputs)
             if first:
                 self._bind_outputs(kept, symbols)
             self._session.run_with_iobinding(kept.binding, kept.run)
@@ -100,7 +98,7 @@ class DeviceRuns:
                 del self._kept[key]
             raise
         if all(isinstance(array, np.ndarray) for array in feeds.values()):
-            return self._download(kept)
+            return kept.staging.download(kept.outputs)
         return dict(kept.outputs)
 
     def close(self) -> None:
@@ -121,7 +119,8 @@ class DeviceRuns:
         for name, array in inputs.items():
             binding.bind_input(name, "cuda", self._cuda.device, array.dtype, list(array.shape), array.pointer)
         self._recorded += 1  # never the number of a set that was forgotten: its graph has the addresses of freed memory
-        kept = _Kept(binding, self._run_options(self._recorded if self._graphs else None), inputs)
+        options = self._run_options(self._recorded if self._graphs else None)
+        kept = _Kept(binding, options, inputs, Staging(self._cuda, self._stream))
         self._kept[key] = kept
         return kept
 
@@ -130,27 +129,6 @@ class DeviceRuns:
         old.binding = None
         for array in (*old.inputs.values(), *old.outputs.values()):
             array.close()
-
-    def _load(self, kept: _Kept, feeds: Mapping[str, Any]) -> None:
-        """Enqueue copies of the feeds into the arrays that the session is bound to."""
-        if self._uploaded is not None:
-            self._uploaded.synchronize()  # the pinned memory below may still be waiting to go up
-            self._uploaded = None
-        pinned = False
-        for name, target in kept.inputs.items():
-            feed = feeds[name]
-            if isinstance(feed, np.ndarray):
-                array = cast(Array, feed)
-                stage = kept.staging.get(name)
-                if stage is None:
-                    stage = kept.staging[name] = self._cuda.pinned(target.shape, target.dtype)
-                np.copyto(stage, array)
-                target.copy_from(stage, self._stream)
-                pinned = True
-            elif feed.pointer != target.pointer:
-                target.copy_from(feed, self._stream)
-        if pinned:
-            self._uploaded = self._stream.record()
 
     def _bind_outputs(self, kept: _Kept, symbols: Mapping[str, int]) -> None:
         """Give the outputs memory, of the shapes that follow from the inputs' or, where none do, that a run shows."""
@@ -177,16 +155,6 @@ class DeviceRuns:
         if graph is not None:
             run.add_run_config_entry("gpu_graph_id", str(graph))
         return run
-
-    def _download(self, kept: _Kept) -> dict[str, Any]:
-        for name, source in kept.outputs.items():
-            target = kept.results.get(name)
-            if target is None:
-                target = kept.results[name] = self._cuda.pinned(source.shape, source.dtype)
-            source.copy_to(target, self._stream)
-        self._stream.synchronize()
-        self._uploaded = None
-        return dict(kept.results)
 
 
 def _shape(binding: Binding, symbols: Mapping[str, int]) -> tuple[int, ...] | None:

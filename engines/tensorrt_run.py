@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import BindingError, EngineError
 from .binding import DTYPES, Array
-from .cuda import DeviceArray, Event, Graph
+from .cuda import DeviceArray, Graph
+from .device_staging import Staging
 from .manifest import NetworkSpec
 from .tensorrt_shared import Shared
 
@@ -81,9 +82,7 @@ class Run:
         self._graphs, self._warm = graphs, False
         self._graph: Graph | None = None
         self._arena: DeviceArray | None = None
-        self._read: Event | None = None
-        self._pinned: dict[str, Array] = {}
-        self._fetched: dict[str, Array] | None = None
+        self._staging = Staging(shared.cuda, shared.stream)
         shared.logger.forget()
         self.context: Any = self._context(engine)
         handle = shared.stream.handle
@@ -104,21 +103,7 @@ class Run:
 
     def stage(self, feeds: Mapping[str, Array | DeviceArray]) -> None:
         """Enqueue copies of the feeds into the buffers that the context reads."""
-        stream, host = self.shared.stream, False
-        for name, feed in feeds.items():
-            target = self.inputs[name]
-            if isinstance(feed, DeviceArray):
-                target.copy_from(feed, stream)
-                continue
-            if not host and self._read is not None:
-                self._read.synchronize()  # the last upload may still read the pinned memory
-            host = True
-            if name not in self._pinned:
-                self._pinned[name] = self.shared.cuda.pinned(target.shape, target.dtype)
-            np.copyto(self._pinned[name], feed)
-            target.copy_from(self._pinned[name], stream)
-        if host:
-            self._read = stream.record(self._read)
+        self._staging.upload(feeds, self.inputs)
 
     def enqueue(self) -> None:
         """Enqueue the network: plainly at first, then recorded as a graph, then as that graph.
@@ -140,13 +125,7 @@ class Run:
 
     def fetch(self) -> dict[str, Array]:
         """The outputs in pinned host memory, which is written again by the next run. Waits."""
-        cuda, stream = self.shared.cuda, self.shared.stream
-        if self._fetched is None:
-            self._fetched = {name: cuda.pinned(array.shape, array.dtype) for name, array in self.outputs.items()}
-        for name, array in self.outputs.items():
-            array.copy_to(self._fetched[name], stream)
-        stream.synchronize()
-        return dict(self._fetched)
+        return self._staging.download(self.outputs)
 
     def forget(self) -> None:
         """Drop the graph; the next run is a plain one."""

@@ -18,6 +18,12 @@ if importlib.util.find_spec("torch") is None:
     collect_ignore = ["export", "networks", "training"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: workers take whole files, and a long one at the end would run alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Goldens:
     """Numbers of the official code, in ``tests/goldens``: `goldens("x.npz")["name"]`, `goldens.path("x.ckpt")`."""
 
