@@ -1,10 +1,8 @@
-"""The OpenVINO engine: the default on a CPU, and the only file that meets openvino."""
+"""The OpenVINO engine: the default on a CPU, and the only file that imports openvino."""
 
 from __future__ import annotations
 
-import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,8 +15,9 @@ from ..errors import EngineError
 from .binding import Array, check_feeds
 from .blobs import BlobStore
 from .engine import check_graph
-from .islands import ISLANDS, mark
+from .islands import ISLANDS
 from .manifest import NetworkSpec
+from .openvino_model import find_port, keep_compressed, port_facts, with_islands
 from .precision import Precision
 from .resident import dropped
 from .target import Target, detect
@@ -34,7 +33,6 @@ BLOB_LIMIT = 512 << 20
 """Networks with more bytes of graph and weights stay out of the cache: a blob holds the weights once more."""
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-_DTYPES = {"f32": "float32", "i64": "int64", "i32": "int32", "u8": "uint8", "boolean": "bool"}
 
 
 @dataclass
@@ -190,13 +188,15 @@ class OpenVinoEngine:
         if self._model is None:
             graph: Path = self._bundle.file(self.spec.graph)
             self._model = self._core.read_model(graph)
-            check_graph(self.spec, "OpenVINO", _ports(self._model, self.spec))
+            check_graph(self.spec, "OpenVINO", port_facts(self._model, self.spec))
             if self._islands:
-                self._model = _with_islands(self._core, self._model)
-            _keep_compressed(self._model)
+                import openvino
+
+                self._model = with_islands(openvino, self._core, self._model)
+            keep_compressed(self._model)
         model = self._model.clone()
         model.reshape(
-            {_port(model.inputs, b.name): list(shape) for b, shape in zip(self.spec.inputs, key, strict=True)}
+            {find_port(model.inputs, b.name): list(shape) for b, shape in zip(self.spec.inputs, key, strict=True)}
         )
         with dropped(self._bundle.file(path) for path in self.spec.weights):
             return self._core.compile_model(model, "CPU", dict(self._config))
@@ -213,19 +213,19 @@ class OpenVinoEngine:
     def _prepare(self, model: Any, payload: Array | None) -> _Compiled:
         import openvino
 
-        check_graph(self.spec, "OpenVINO", _ports(model, self.spec))
+        check_graph(self.spec, "OpenVINO", port_facts(model, self.spec))
         request = model.create_infer_request()
         outputs: dict[str, Array | None] = {}
         ports: dict[str, Any] = {}
         for binding in self.spec.outputs:
-            port = ports[binding.name] = _port(model.outputs, binding.name)
+            port = ports[binding.name] = find_port(model.outputs, binding.name)
             if port.partial_shape.is_dynamic:
                 outputs[binding.name] = None
                 continue
             array = np.zeros(tuple(port.shape), dtype=binding.dtype)
             request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
             outputs[binding.name] = array
-        inputs = {binding.name: _port(model.inputs, binding.name) for binding in self.spec.inputs}
+        inputs = {binding.name: find_port(model.inputs, binding.name) for binding in self.spec.inputs}
         return _Compiled(model, request, inputs, outputs, payload, ports)
 
 
@@ -272,70 +272,6 @@ def _version() -> str:
 def _exported(model: Any) -> memoryview:
     stream = model.export_model()
     return memoryview(stream if isinstance(stream, bytes) else stream.getbuffer())
-
-
-def _keep_compressed(model: Any) -> None:
-    """Mark the casts of half-precision weights, so that OpenVINO does not widen and keep them.
-
-    Its readers of other formats set this mark themselves. It takes a third off the memory of a compiled network and
-    halves its blob; the results are the same bits.
-    """
-    for node in model.get_ops():
-        if node.get_type_name() == "Convert":
-            half = node.input_value(0).get_element_type().get_type_name() in ("f16", "bf16")
-            if half and _is_constant(node.input_value(0).get_node()):
-                node.get_rt_info()["decompression_0"] = True
-
-
-def _with_islands(core: Any, model: Any) -> Any:
-    """The same network with marks, see `islands`; its weights are not copied."""
-    from openvino import Tensor, opset13, serialize
-
-    held: dict[str, Any] = {}
-    for node in model.get_ops():
-        if node.get_type_name() == "Constant" and node.get_byte_size() > 1024:
-            name, port = f"held_{len(held)}", node.output(0)
-            make = opset13.parameter  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            stand = make(port.get_partial_shape(), port.get_element_type(), name=name)
-            for target in list(port.get_target_inputs()):
-                target.replace_source_output(stand.output(0))
-            model.add_parameters([stand])
-            held[name] = node
-    with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
-        path = Path(folder) / "network.xml"
-        serialize(model, path)
-        small = np.fromfile(path.with_suffix(".bin"), dtype=np.uint8)
-        marked = core.read_model(mark(path.read_bytes()), Tensor(small))
-    for stand in list(marked.get_parameters()):
-        if (node := held.get(stand.get_friendly_name())) is not None:
-            for target in list(stand.output(0).get_target_inputs()):
-                target.replace_source_output(node.output(0))
-            marked.remove_parameter(stand)
-    return marked
-
-
-def _is_constant(node: Any) -> bool:
-    """A constant, or one that is turned or reversed, as the backward pass of a gradient uses it."""
-    while node.get_type_name() in ("Slice", "Transpose"):
-        node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "Constant")
-
-
-def _port(ports: Iterable[Any], name: str) -> Any:
-    return next(port for port in ports if name in port.get_names())
-
-
-def _ports(model: Any, spec: NetworkSpec) -> dict[str, Sequence[tuple[str, str, int | None]]]:
-    known = {binding.name for binding in (*spec.inputs, *spec.outputs)}
-    return {"input": [_facts(p, known) for p in model.inputs], "output": [_facts(p, known) for p in model.outputs]}
-
-
-def _facts(port: Any, known: set[str]) -> tuple[str, str, int | None]:
-    kind = str(port.get_element_type().get_type_name())
-    rank = port.partial_shape.rank
-    # Once compiled, a port also bears the names of what was simplified into it, e.g. of x * 1.
-    name = next((name for name in sorted(port.get_names()) if name in known), port.get_any_name())
-    return name, _DTYPES.get(kind, kind), None if rank.is_dynamic else rank.get_length()
 
 
 def _brief(error: BaseException) -> str:
