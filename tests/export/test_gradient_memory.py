@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfumato.engines.binding import Dimension
 from sfumato.errors import ExportError
 from sfumato.export.gradient import Objective, differentiate
-from sfumato.export.gradient_memory import BACKWARD, SHARE, choose_form, installed_memory, joint_bytes
+from sfumato.export.gradient_memory import BACKWARD, SHARE, WEIGHTS, choose_form, installed_memory, joint_bytes
 from sfumato.export.network import Network
 from sfumato.export.recipes import parts
 from sfumato.export.recipes.pix2pix_zero import attention_of
@@ -50,7 +50,7 @@ def squares(side: int) -> Network:
 def test_what_is_kept_is_counted_once_at_the_usual_size(side: int) -> None:
     network = differentiate(squares(side), Sum, name="gradient")
     x = 2 * 4 * side * side * 4
-    assert joint_bytes(network) == BACKWARD * 2 * x + 4 * 4  # y, its square, and the weights; x is not needed
+    assert joint_bytes(network) == BACKWARD * 2 * x + WEIGHTS * 4 * 4  # y, its square, and the weights; x is not needed
 
 
 def test_other_networks_have_no_gradient_to_keep_for() -> None:
