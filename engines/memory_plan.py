@@ -32,7 +32,7 @@ _SYSTEM = {"cpu": 700 * MB, "rtx": 700 * MB, "jetson": 1500 * MB}
 _OPENVINO, _PACKED = 51 * MB, 2
 """OpenVINO on a CPU: its own memory per network, and how often float32 weights are there while it packs them."""
 
-_BUILDER, _PER_WEIGHT, _PER_NODE = 245 * MB, 3.2, 0.36 * MB
+_BUILDER, _PER_WEIGHT, _PER_NODE = 280 * MB, 3.1, 0.28 * MB
 """The builder of TensorRT for RTX: its libraries, copies of the weights as the plan has them, kernels for each node."""
 
 _CONTEXT = 350 * MB

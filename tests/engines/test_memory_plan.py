@@ -67,15 +67,16 @@ def test_a_run_on_openvino_takes_what_was_predicted(network, extents):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX")
-def test_a_build_takes_what_was_predicted(tmp_path):
+@pytest.mark.parametrize("network", ["vae_encoder", "unet_gradient"])
+def test_a_build_takes_what_was_predicted(tmp_path, network):
     """In a process of its own, whose memory nothing else has filled."""
     if not EMOJI.is_dir():
         pytest.skip("bundles/emoji-ldm is not in this checkout")
     command = [sys.executable, "-m", "sfumato", "build", str(_copy(tmp_path)), "--target", "rtx:sm86+sm89", "--json"]
-    command += ["--network", "vae_encoder"]
+    command += ["--network", network]
     tree = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     measured = tree["plans"][0]["built"]["peak_bytes"]
-    predicted = plan_memory(Bundle.open(EMOJI, verify=False), "rtx", networks=["vae_encoder"]).build
+    predicted = plan_memory(Bundle.open(EMOJI, verify=False), "rtx", networks=[network]).build
     assert abs(predicted - measured) <= WITHIN * measured, (predicted, measured)
 
 
