@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 __all__ = ["AMOUNT", "Maker", "SfumatoEdit", "TorchEdit"]
 
+NETWORK = "unet_maps"
+"""What predicts: as with ``--low-memory``, the network of the reference."""
 AMOUNT, SCALE = 0.01, 5.0
 """Small: with random weights nothing but time and memory is of interest."""
 F32 = NDArray[np.float32]
@@ -50,7 +52,7 @@ class SfumatoEdit:
         import sfumato
 
         self._system: Any = sfumato.load(bundle, system="pix2pix-zero")
-        return {"seconds": time.perf_counter() - begin, "precision": self._system.models.engine("unet").precision}
+        return {"seconds": time.perf_counter() - begin, "precision": self._system.models.engine(NETWORK).precision}
 
     def _caption(self) -> tuple[int, int]:
         settings = self._system.settings
@@ -65,7 +67,7 @@ class SfumatoEdit:
 
         models = self._system.models
         x, caption, _ = inputs(latents, *self._caption())
-        denoiser = EngineDenoiser(models.engine("unet"), models.schedule, models.prediction, context=caption)
+        denoiser = EngineDenoiser(models.engine(NETWORK), models.schedule, models.prediction, context=caption)
         path = official_climbs(models.schedule, steps)[:count]
         begin = time.perf_counter()
         invert(denoiser, models.schedule, x, path, regularize=NoiseRegularizer())
@@ -86,7 +88,7 @@ class SfumatoEdit:
         models = self._system.models
         begin = time.perf_counter()
         x, caption, _ = inputs(latents, *self._caption())
-        denoiser = EngineDenoiser(models.engine("unet"), models.schedule, models.prediction, context=caption)
+        denoiser = EngineDenoiser(models.engine(NETWORK), models.schedule, models.prediction, context=caption)
         path = official_climbs(models.schedule, steps)
         noise = invert(denoiser, models.schedule, x, path, regularize=NoiseRegularizer())
         self._passes(latents, models.schedule.timesteps(steps, offset=1), noise)
@@ -99,7 +101,7 @@ class SfumatoEdit:
         models = self._system.models
         x, caption, delta = inputs(latents, *self._caption())
         edit = AttentionEdit(
-            models.engine("unet"),
+            models.engine(NETWORK),
             models.engine("unet_maps"),
             self._system._guidance(),
             models.schedule,

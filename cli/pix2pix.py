@@ -73,7 +73,7 @@ SharedLatent: TypeAlias = Annotated[
     bool, typer.Option("--shared-latent", help="Optimise one latent, not a copy a branch.", rich_help_panel=PANEL)
 ]
 LowMemory: TypeAlias = Annotated[
-    bool, typer.Option("--low-memory", help="Gradients one row at a time.", rich_help_panel=PANEL)
+    bool, typer.Option("--low-memory", help="One row and one network at a time; a tenth slower.", rich_help_panel=PANEL)
 ]
 Sheet: TypeAlias = Annotated[
     Path | None,

@@ -17,9 +17,10 @@ from .blobs import BlobStore
 from .engine import check_graph
 from .islands import ISLANDS
 from .manifest import NetworkSpec
-from .openvino_model import find_port, keep_compressed, port_facts, with_islands
+from .openvino_model import Turned, find_port, keep_compressed, port_facts, turn_weights, with_islands
 from .precision import Precision
 from .resident import dropped
+from .storage import cache_dir
 from .target import Target, detect
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class OpenVinoEngine:
         self._islands = precision != "fp32" and ISLANDS in spec.precision.keep_fp32
         self._compiled: OrderedDict[Shapes, _Compiled] = OrderedDict()
         self._model: Any = None
+        self._turned: Turned | None = None
         self._core: Any = _core()
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -118,7 +120,7 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Free the compiled networks; see `Engine`."""
         self._compiled.clear()
-        self._model = self._core = None
+        self._model = self._core = self._turned = None
 
     def __enter__(self) -> OpenVinoEngine:
         return self
@@ -185,20 +187,22 @@ class OpenVinoEngine:
         return model
 
     def _build(self, key: Shapes) -> Any:
+        import openvino
+
         if self._model is None:
             graph: Path = self._bundle.file(self.spec.graph)
             self._model = self._core.read_model(graph)
             check_graph(self.spec, "OpenVINO", port_facts(self._model, self.spec))
             if self._islands:
-                import openvino
-
                 self._model = with_islands(openvino, self._core, self._model)
+            self._turned = turn_weights(openvino, self._model, cache_dir() / "build")
             keep_compressed(self._model)
         model = self._model.clone()
         model.reshape(
             {find_port(model.inputs, b.name): list(shape) for b, shape in zip(self.spec.inputs, key, strict=True)}
         )
-        with dropped(self._bundle.file(path) for path in self.spec.weights):
+        mapped = [self._bundle.file(path) for path in self.spec.weights]
+        with dropped(mapped if self._turned is None else [*mapped, self._turned.path]):
             return self._core.compile_model(model, "CPU", dict(self._config))
 
     def _prove(self, model: Any) -> None:

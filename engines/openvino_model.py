@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .binding import Array
 from .islands import mark
 from .manifest import NetworkSpec
 
-__all__ = ["find_port", "keep_compressed", "port_facts", "with_islands"]
+__all__ = ["find_port", "keep_compressed", "port_facts", "turn_weights", "with_islands"]
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"f32": "float32", "i64": "int64", "i32": "int32", "u8": "uint8", "boolean": "bool"}
 
@@ -25,9 +31,94 @@ def keep_compressed(model: Any) -> None:
     """
     for node in model.get_ops():
         if node.get_type_name() == "Convert":
-            half = node.input_value(0).get_element_type().get_type_name() in ("f16", "bf16")
-            if half and _is_constant(node.input_value(0).get_node()):
+            source = node.input_value(0)
+            if source.get_node().get_type_name() == "Constant" and _is_half(source):
                 node.get_rt_info()["decompression_0"] = True
+
+
+def turn_weights(openvino: Any, model: Any, folder: Path) -> Turned | None:
+    """Reverse and transpose half-precision weights ahead of OpenVINO, as the backward pass of a gradient uses them.
+
+    It would do so in float32 and keep that beside what it packs, twice the weights of Stable Diffusion's gradient. Here
+    they stay half, in a file that has no name any more, whose pages are given back like those of the bundle's weights.
+
+    Arguments:
+        openvino: The module.
+        model: Its network; changed.
+        folder: Where the file is made.
+
+    Returns:
+        What must live as long as the network and all that is compiled of it; None if nothing is turned, or if there is
+        no room in the folder: then OpenVINO does it.
+    """
+    found = [(node, turned) for node in model.get_ops() if (turned := _turned(node)) is not None]
+    if not found:
+        return None
+    try:
+        kept, offsets = _write((turned for _, turned in found), folder)
+    except OSError as error:
+        _log.info("weights are turned in memory: %s", error)
+        return None
+    for (node, turned), offset in zip(found, offsets, strict=True):
+        view = kept.bytes[offset : offset + turned.nbytes].view(turned.dtype).reshape(turned.shape)
+        tensor = openvino.Tensor(view, list(turned.shape), node.input_value(0).get_element_type())
+        node.input(0).replace_source_output(openvino.op.Constant(tensor, shared_memory=True).output(0))
+    return kept
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Turned weights.
+
+    Arguments:
+        path: Of the file, which is deleted.
+        bytes: The file, mapped.
+    """
+
+    path: Path
+    bytes: Array
+
+
+def _turned(node: Any) -> Array | None:
+    """The view of half-precision weights that is cast here, if it is reversed or transposed; 16 bits of any kind."""
+    steps = list[Any]()
+    if node.get_type_name() != "Convert":
+        return None
+    source = node.input_value(0).get_node()
+    while source.get_type_name() in ("Slice", "Transpose"):
+        steps.append(source)
+        source = source.input_value(0).get_node()
+    if not steps or source.get_type_name() != "Constant" or not _is_half(source.output(0)):
+        return None
+    array: Array = source.data.view(np.uint16)
+    for step in reversed(steps):
+        given = [step.input_value(index).get_node() for index in range(1, step.get_input_size())]
+        if any(other.get_type_name() != "Constant" for other in given):
+            return None
+        values = [[int(value) for value in other.data.ravel()] for other in given]
+        array = array.transpose(values[0]) if step.get_type_name() == "Transpose" else _sliced(array, *values)
+    return array
+
+
+def _sliced(array: Array, starts: list[int], stops: list[int], steps: list[int], axes: list[int]) -> Array:
+    index = [slice(None)] * array.ndim
+    for axis, *ends in zip(axes, starts, stops, steps, strict=True):
+        start, stop, step = slice(*ends).indices(array.shape[axis])
+        index[axis] = slice(start, None if stop < 0 else stop, step)
+    return array[tuple(index)]
+
+
+def _write(arrays: Iterable[Array], folder: Path) -> tuple[Turned, list[int]]:
+    """Arrays one after another in a file that is mapped and then deleted, and where each begins."""
+    offsets = list[int]()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(prefix="turned-", dir=folder) as file:
+        for array in arrays:
+            offsets.append(file.tell())
+            file.write(np.ascontiguousarray(array).data)
+            file.write(bytes(-file.tell() % 64))
+        file.flush()
+        return Turned(Path(os.path.realpath(file.name)), np.memmap(file.name, dtype=np.uint8, mode="r")), offsets
 
 
 def with_islands(openvino: Any, core: Any, model: Any) -> Any:
@@ -54,11 +145,8 @@ def with_islands(openvino: Any, core: Any, model: Any) -> Any:
     return marked
 
 
-def _is_constant(node: Any) -> bool:
-    """A constant, or one that is turned or reversed, as the backward pass of a gradient uses it."""
-    while node.get_type_name() in ("Slice", "Transpose"):
-        node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "Constant")
+def _is_half(output: Any) -> bool:
+    return output.get_element_type().get_type_name() in ("f16", "bf16")
 
 
 def find_port(ports: Iterable[Any], name: str) -> Any:

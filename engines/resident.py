@@ -23,7 +23,7 @@ _INTERVAL = 0.1
 
 
 def mapped_pages(paths: Iterable[Path]) -> list[tuple[int, int]]:
-    """(address, length) of this process's read-only mappings of these files; none where there is no ``/proc``."""
+    """(address, length) of read-only mappings of these files, deleted ones too; none where there is no ``/proc``."""
     wanted = {str(path.resolve()) for path in paths}
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
@@ -32,7 +32,7 @@ def mapped_pages(paths: Iterable[Path]) -> list[tuple[int, int]]:
     found = list[tuple[int, int]]()
     for line in lines:
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] in wanted and fields[1].startswith("r--"):
+        if len(fields) == 6 and fields[5].removesuffix(" (deleted)") in wanted and fields[1].startswith("r--"):
             start, end = (int(part, 16) for part in fields[0].split("-"))
             found.append((start, end - start))
     return found

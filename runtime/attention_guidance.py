@@ -96,7 +96,7 @@ class AttentionEdit:
     Where negative and caption are equal (real pictures), both rows of the reference are one computation: it runs once.
 
     Arguments:
-        unet: The network ``unet``.
+        unet: The network ``unet``; ``unet_maps`` does as well.
         maps: The network ``unet_maps``: prediction and ``map_NN``.
         guide: Gradient of the attention loss; None only with an amount of 0.
         schedule: What the UNet was trained with.
@@ -106,7 +106,8 @@ class AttentionEdit:
         scale: Guidance scale above 1.
         amount: lambda_xa, the length of a step on the loss; 0 leaves the guidance out.
         kept: See `Kept`.
-        apart: Take the gradient of one row at a time, for half the memory; the sum is the same.
+        apart: Take the gradient of one row at a time, for half the memory; the sum is the same. Predictions are made of
+            as many rows as those of the reference, so that one network compiled once can be both `unet` and `maps`.
 
     Raises:
         ParameterError: An option is out of range.
@@ -178,19 +179,20 @@ class AttentionEdit:
         check_finite(self.unet.spec.name, None, x=x)
         reference = edited = x
         copies = np.empty((2, *x.shape[1:]), dtype=np.float32)
+        predicted = np.empty_like(copies)
         mixed = np.empty_like(x), np.empty_like(x)
         for index, (t, s) in enumerate(runs[0]):
             with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found and named below
                 outputs = self._look(reference, t, index)
                 raw = self._mix(outputs["prediction"], mixed[0])
-                before = solve[0](raw, reference, t)
+                # At once: the prediction is the network's own memory, and `unet` may be the same network.
+                reference = runs[0].step(reference, t, s, solve[0](raw, reference, t))
                 np.copyto(copies, edited)
                 start = copies.copy() if on_step is not None else copies
                 loss, gradient = self._lead(copies, outputs, t, index)
-                raw = self._mix(self._predict(copies, t, index), mixed[1])
+                raw = self._mix(self._predict(copies, t, index, predicted), mixed[1])
                 here = copies[:1]
                 prediction = solve[1](raw, here, t)
-                reference = runs[0].step(reference, t, s, before)
                 edited = runs[1].step(here, t, s, prediction)
             check_finite(self.unet.spec.name, index, reference=reference, x=edited)
             if on_step is not None:
@@ -207,10 +209,16 @@ class AttentionEdit:
         check_finite(self.maps.spec.name, index, prediction=outputs["prediction"])
         return outputs
 
-    def _predict(self, copies: Array, t: float, index: int) -> Array:
-        outputs = self.unet(x=copies, t=np.full(2, t, dtype=np.float32), context=self._edited)
-        check_finite(self.unet.spec.name, index, prediction=outputs["prediction"])
-        return outputs["prediction"]
+    def _predict(self, copies: Array, t: float, index: int, out: Array) -> Array:
+        count = len(self._reference) if self.apart else 2
+        for start in range(0, 2, count):
+            rows = slice(start, start + count)
+            outputs = self.unet(x=copies[rows], t=np.full(count, t, dtype=np.float32), context=self._edited[rows])
+            check_finite(self.unet.spec.name, index, prediction=outputs["prediction"])
+            if count == 2:
+                return outputs["prediction"]
+            out[rows] = outputs["prediction"]
+        return out
 
     def _mix(self, rows: Array, out: Array) -> Array:
         """e_u + scale (e_c - e_u) of what the network outputs; one row stands for both."""

@@ -65,6 +65,10 @@ class Pix2PixCall:
         """A network, its calls counted."""
         return TimedEngine(self.models.engine(name), self.timings)
 
+    def _unet(self) -> Engine:
+        """What predicts: to save memory, the network of the reference, whose weights are there anyway."""
+        return self.engine(MAPS if self.options.apart else "unet")
+
     def invert(
         self,
         x0: Array,
@@ -83,7 +87,7 @@ class Pix2PixCall:
             weights: ac, kl, outer and rolls of the noise regularisation; None for none.
             torch: Draw shifts as diffusers does.
         """
-        denoiser = EngineDenoiser(self.engine("unet"), self.models.schedule, self.models.prediction, context=caption)
+        denoiser = EngineDenoiser(self._unet(), self.models.schedule, self.models.prediction, context=caption)
         regularize: Callable[[Array], Array] | None = None
         if weights is not None and (weights[0] or weights[1]):
             ac, kl, outer, rolls = weights
@@ -100,7 +104,7 @@ class Pix2PixCall:
         options = self.options
         guide = self._guide() if options.amount else None
         passes = AttentionEdit(
-            self.engine("unet"),
+            self._unet(),
             self.engine(MAPS),
             guide,
             self.models.schedule,

@@ -31,7 +31,7 @@ class Pix2PixOptions(TypedDict, total=False):
         steps: Of inversion and of sampling.
         guidance_scale: Above 1; it too multiplies the direction.
         kept: "negative" (the authors') or "shared"; see `attention_guidance.Kept`.
-        apart: Take gradients one row at a time: half the memory, the same edit.
+        apart: One row at a time, by two networks instead of three: half the memory, the same edit, a tenth slower.
         size: Height and width to work at, multiples of the bundle's.
         seed: Of all that is drawn; 0 by default.
         official: Picture squashed to the bundle's size and truncated to 8 bits, as the authors' scripts do.

@@ -140,9 +140,9 @@ def test_more_attention_guidance_keeps_more_of_what_the_maps_see(pictures):
 
 def test_the_same_seed_gives_the_same_picture_and_rows_apart_the_same_edit(pictures):
     system = pictures(replace(SETTINGS, ac=1.0)).system
-    one, two, apart, other = (
-        edit(system, seed=s, apart=a).image for s, a in ((3, False), (3, False), (3, True), (4, False))
-    )
+    made = [edit(system, seed=s, apart=a) for s, a in ((3, False), (3, False), (3, True), (4, False))]
+    one, two, apart, other = (result.image for result in made)
+    assert ["unet" in result.timings for result in made] == [True, True, False, True]  # unet_maps does its work
     assert np.array_equal(one, two)
     assert np.abs(one.astype(int) - apart).max() <= 1
     assert not np.array_equal(one, other)
