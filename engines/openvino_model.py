@@ -60,7 +60,7 @@ def turn_weights(openvino: Any, model: Any, folder: Path) -> Turned | None:
         _log.info("weights are turned in memory: %s", error)
         return None
     for (node, turned), offset in zip(found, offsets, strict=True):
-        view = kept.bytes[offset : offset + turned.nbytes].view(turned.dtype).reshape(turned.shape)
+        view: Array = np.ndarray(turned.shape, turned.dtype, kept.bytes, offset)
         tensor = openvino.Tensor(view, list(turned.shape), node.input_value(0).get_element_type())
         node.input(0).replace_source_output(openvino.op.Constant(tensor, shared_memory=True).output(0))
     return kept
@@ -96,13 +96,13 @@ def _turned(node: Any) -> Array | None:
         if any(other.get_type_name() != "Constant" for other in given):
             return None
         values = [[int(value) for value in other.data.ravel()] for other in given]
-        array = array.transpose(values[0]) if step.get_type_name() == "Transpose" else _sliced(array, *values)
+        array = np.transpose(array, values[0]) if step.get_type_name() == "Transpose" else _sliced(array, *values)
     return array
 
 
-def _sliced(array: Array, starts: list[int], stops: list[int], steps: list[int], axes: list[int]) -> Array:
+def _sliced(array: Array, starts: list[int], stops: list[int], steps: list[int], axes: Sequence[int] = ()) -> Array:
     index = [slice(None)] * array.ndim
-    for axis, *ends in zip(axes, starts, stops, steps, strict=True):
+    for axis, *ends in zip(axes or range(len(starts)), starts, stops, steps, strict=True):
         start, stop, step = slice(*ends).indices(array.shape[axis])
         index[axis] = slice(start, None if stop < 0 else stop, step)
     return array[tuple(index)]
