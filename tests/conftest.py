@@ -19,8 +19,8 @@ if importlib.util.find_spec("torch") is None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: workers take whole files, and a long one at the end would run alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    """Files with slow tests or exports come first: workers take whole files; a long one at the end would run alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or HERE / "export" in item.path.parents}
     items.sort(key=lambda item: item.path not in slow)
 
 
