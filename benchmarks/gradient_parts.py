@@ -30,7 +30,7 @@ def configuration(case: str, quick: bool) -> dict[str, Any]:
     common = {"in_channels": 4, "out_channels": 4, "num_res_blocks": 2}
     if case == "sd":
         full = {"model_channels": 320, "channel_mult": (1, 2, 4, 4), "attention_resolutions": (1, 2, 4)}
-        tiny = {"model_channels": 32, "channel_mult": (1, 2), "attention_resolutions": (1,), "num_res_blocks": 1}
+        tiny = {"model_channels": 32, "channel_mult": (1,), "attention_resolutions": (1,), "num_res_blocks": 1}
         more = {"num_heads": 8, "use_spatial_transformer": True, "context_dim": 32 if quick else 768}
         return {**common, **(tiny if quick else full), **more}
     full = {"model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_resolutions": (8, 16, 32)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 from sfumato.calibration.parity import verify_bundle
 from sfumato.engines.binding import Binding
+from sfumato.engines.build import build_plan
+from sfumato.engines.build_target import parse_target
 from sfumato.engines.bundle import Bundle, BundleWriter
 from sfumato.engines.manifest import Manifest
 from sfumato.errors import ExportError
@@ -269,3 +272,16 @@ def test_a_torch_without_the_private_function_is_told(tmp_path: Path, monkeypatc
 
 def _graph(bundle: Bundle, name: str) -> Any:
     return onnx.load(str(bundle.file(bundle.network(name).graph)), load_external_data=False).graph
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="needs TensorRT for RTX; run: pip install 'sfumato[rtx]'",
+)
+@pytest.mark.parametrize("name", ["unet_gradient", "recomputed", "product"])
+def test_tensorrt_for_rtx_builds_it_without_a_gpu(holder: Bundle, name: str) -> None:
+    plan = build_plan(holder, name, parse_target("rtx:sm86+sm89"))
+    assert plan.key["precision"] == "fp16"
+    assert plan.built["half_products"] > 10
+    assert plan.bytes > 1000
