@@ -79,8 +79,8 @@ class SfumatoEdit:
         self._passes(latents, self._system.models.schedule.timesteps(steps, offset=1)[:count], None)
         return (time.perf_counter() - begin) / count
 
-    def edit(self, latents: int, steps: int, inversion: int, guided: int) -> dict[str, Any]:
-        """``seconds`` of a whole edit, latent to latents; nothing is left out."""
+    def edit(self, latents: int, steps: int, **_: int) -> dict[str, Any]:
+        """``seconds`` of a whole edit, latent to latents; nothing is left out, and no map is ``unheld``."""
         from sfumato.runtime.denoiser import EngineDenoiser
         from sfumato.runtime.inversion import invert, official_climbs
         from sfumato.runtime.regularization import NoiseRegularizer
@@ -92,7 +92,7 @@ class SfumatoEdit:
         path = official_climbs(models.schedule, steps)
         noise = invert(denoiser, models.schedule, x, path, regularize=NoiseRegularizer())
         self._passes(latents, models.schedule.timesteps(steps, offset=1), noise)
-        return {"seconds": time.perf_counter() - begin, "whole": True}
+        return {"seconds": time.perf_counter() - begin, "whole": True, "unheld": 0}
 
     def _passes(self, latents: int, timesteps: Any, noise: F32 | None) -> None:
         from sfumato.runtime.attention_guidance import AttentionEdit
@@ -157,18 +157,19 @@ class TorchEdit:
         first, second = self._passes(latents, steps, None, count, count)
         return (first + second) / count
 
-    def edit(self, latents: int, steps: int, inversion: int, guided: int) -> dict[str, Any]:
+    def edit(self, latents: int, steps: int, inversion: int, reference: int, guided: int) -> dict[str, Any]:
         """``seconds`` of a whole edit, latent to latents.
 
-        Of `steps` the reference makes all, whose maps are kept, the inversion `inversion` and the edit `guided`; their
-        times are multiplied up.
+        Of `steps` the inversion makes `inversion`, the reference `reference`, whose maps are kept, and the edit
+        `guided`; their times are multiplied up. ``unheld``: bytes of the maps of the steps that were not made.
         """
         begin = time.perf_counter()
         noise = self._invert(latents, steps, inversion)
         inverted = time.perf_counter() - begin
-        reference, edited = self._passes(latents, steps, noise, steps, guided)
-        seconds = inverted * (steps - 2) / inversion + reference + edited * steps / guided
-        return {"seconds": seconds, "whole": (inversion, guided) == (steps - 2, steps)}
+        referred, edited = self._passes(latents, steps, noise, reference, guided)
+        seconds = inverted * (steps - 2) / inversion + referred * steps / reference + edited * steps / guided
+        whole = (inversion, reference, guided) == (steps - 2, steps, steps)
+        return {"seconds": seconds, "whole": whole, "unheld": (steps - reference) * self._kept}
 
     def _tensors(self, latents: int) -> tuple[Any, Any, Any]:
         import torch
@@ -205,6 +206,7 @@ class TorchEdit:
             for t in times:
                 eps = self._unet(torch.cat([x, x]), t, encoder_hidden_states=both, return_dict=False)[0]
                 kept.append(dict(self._maps))
+                self._kept = sum(map_.nbytes for map_ in self._maps.values())
                 x = self._down(x, eps, t, stride)
         middle = time.perf_counter()
         edited = both.clone()

@@ -67,21 +67,35 @@ def pix2pix(parts: dict[str, Any]) -> list[str]:
             if "failed" in v:
                 rows.append((LABELS[name], "", "", f"failed: {v['failed']}", "", ""))
                 continue
-            cells = [f"{1e3 * v[p]['fastest']:.0f} / {v[p].get('ratio', 0):.2f}x" for p in ("inversion", "guidance")]
+            cells = [_times(v.get(p)) for p in ("inversion", "guidance")]
             if "edit" in v:
                 sign = "" if v["edit"]["whole"] else "≈ "
                 cells.append(f"{sign}{v['edit']['seconds']:.1f} / {v['edit'].get('ratio', 0):.2f}x")
-                cells.append(f"{v['peak'] / 1e9:.2f} / {v.get('memory', 0):.2f}x")
+                sign = "≈ " if v["edit"].get("unheld") else ""
+                cells.append(f"{sign}{v['peak'] / 1e9:.2f} / {v.get('memory', 0):.2f}x")
             else:
                 cells += [f"failed: {v.get('edit_failed', 'not measured')}", ""]
             rows.append((LABELS[name], v["precision"], *cells))
         lines += table(f"pix2pix-zero, {part['steps']} steps, {latents}x{latents} latents", head, rows)
         note = "From latent to latents. A guidance step is one of both passes: reference, gradient, prediction."
         if not all(v["edit"]["whole"] for v in part["variants"].values() if "edit" in v):
+            steps, timed = part["steps"], part["timed"]
+            referred = timed.get("reference", steps)
             note += (
-                f" ≈: all {part['steps']} steps of the reference were made, whose maps are what fills memory, and "
-                f"{part['timed']['inversion']} of inversion and {part['timed']['guided']} guided ones, whose times "
-                "were multiplied up."
+                f" ≈: {timed['inversion']} steps of inversion, {referred} of the reference and {timed['guided']} guided"
+                f" ones were made of {steps}, and their times multiplied up."
             )
-        lines += [f"{note} Peak memory is that of a process that made one edit.", ""]
+            if referred < steps:
+                note += f" The maps of the other {steps - referred} steps of the reference are counted, not measured."
+        note += " Peak memory is that of a process that made one edit."
+        if not part.get("turns", True):
+            note += " torch in fp32 does not fit beside the others here; it was timed before them, not in turns."
+        lines += [note, ""]
     return lines
+
+
+def _times(timed: dict[str, float] | None) -> str:
+    """Milliseconds of a part, and how many times as fast as in fp32."""
+    if timed is None:
+        return "not measured"
+    return f"{1e3 * timed['fastest']:.0f} / {timed.get('ratio', 0):.2f}x"
