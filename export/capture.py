@@ -11,7 +11,6 @@ tracing, so that it need not trace again (see `lowering`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -31,30 +30,33 @@ Table = Mapping[Any, Callable[..., Any]]
 class _Traced(nn.Module):
     """`Differentiated` with its operators replaced, backward ones too; they must be so while tracing, see `capture`."""
 
-    def __init__(self, module: Differentiated, table: Table) -> None:
+    def __init__(self, module: Differentiated, table: Table, outputs: int) -> None:
         super().__init__()
         self.objective = module.objective  # the names of the weights in the graph begin with this
         self._module = [module]  # in a list, so that the weights are not seen twice
-        self._table = table
+        self._table, self._outputs = table, outputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         from torch.fx.experimental.proxy_tensor import decompose, get_proxy_mode, maybe_enable_thunkify
 
-        with ExitStack() as stack:
-            stack.enter_context(DifferentiableForms())
-            if get_proxy_mode() is not None:  # exporting runs a module once without tracing
-                stack.enter_context(decompose(self._table))
-                stack.enter_context(maybe_enable_thunkify())
+        if get_proxy_mode() is None:
+            # torch runs a module once before it traces it, to see whether outputs are views and inputs are written to.
+            # Neither happens in a gradient, so that run, nearly as long as tracing, is spared.
+            return tuple(inputs[0].new_zeros(()) for _ in range(self._outputs))
+        with DifferentiableForms(), decompose(self._table), maybe_enable_thunkify():
             return self._module[0](*inputs)
 
 
-def capture(module: Differentiated, inputs: tuple[Tensor, ...], axes: tuple[dict[int, Any], ...]) -> ExportedProgram:
+def capture(
+    module: Differentiated, inputs: tuple[Tensor, ...], axes: tuple[dict[int, Any], ...], outputs: int
+) -> ExportedProgram:
     """A `Differentiated` as a program of forward operators.
 
     Arguments:
         module: The gradient.
         inputs: An example.
         axes: Symbolic axes of every input, as `torch.export` takes them.
+        outputs: How many tensors it gives.
 
     Raises:
         ExportError: This torch lacks the function.
@@ -69,7 +71,7 @@ def capture(module: Differentiated, inputs: tuple[Tensor, ...], axes: tuple[dict
 
     module.eval().requires_grad_(False)
     program = _export(
-        _Traced(module, {**_exporters_table(), **decompositions()}),
+        _Traced(module, {**_exporters_table(), **decompositions()}, outputs),
         inputs,
         dynamic_shapes=(axes,),
         strict=False,

@@ -16,7 +16,7 @@ from ..engines.binding import Binding, Dimension
 from ..errors import ExportError
 from .capture import capture
 from .gradient import Differentiated
-from .lowering import direct_lowering, without_stack_traces
+from .lowering import direct_lowering, without_collection, without_stack_traces
 from .network import Network
 
 __all__ = ["OPSET", "trace"]
@@ -58,8 +58,9 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
     axes = _dynamic_axes(network.inputs, network.dimensions, names)
     given = tuple(inputs[b.name] for b in network.inputs)
     try:
-        with _quiet(), torch.no_grad(), direct_lowering(), without_stack_traces():
-            gradient = capture(module, given, axes) if isinstance(module, Differentiated) else None
+        with _quiet(), torch.no_grad(), direct_lowering(), without_stack_traces(), without_collection():
+            count = len(network.outputs)
+            gradient = capture(module, given, axes, count) if isinstance(module, Differentiated) else None
             program = torch.onnx.export(
                 module if gradient is None else gradient,
                 given if gradient is None else (),

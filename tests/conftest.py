@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,39 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["SFUMATO_CACHE"]
     else:
         os.environ["SFUMATO_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """What takes long to make and is not changed, made once for all workers of a run: ``once(name, make)`` gives the
+    folder of that name, into which one worker has had ``make(folder)`` write."""
+    from sfumato.engines.storage import locked
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with locked(folder):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def exported(goldens: Goldens, once: Any) -> Callable[[str], Any]:
+    """The `Bundle` of a golden checkpoint in float32, by the checkpoint's name without ``.ckpt``."""
+    from sfumato.engines.bundle import Bundle
+    from sfumato.export.recipes.latent_diffusion import export
+
+    def get(name: str) -> Bundle:
+        given = {"config": goldens.path(f"{name}.yaml"), "precision": "fp32"}
+        return Bundle.open(once(name, lambda folder: export(goldens.path(f"{name}.ckpt"), folder, **given)))
+
+    return get
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
-"""Gradient graphs against the official code's numbers: pix2pix-zero's guidance step, and a UNet's Jacobian."""
+"""Gradient graphs against the official code's numbers: the Jacobian of a UNet (pix2pix-zero's: `test_pix2pix_zero`)."""
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import torch
 
 from sfumato.engines.bundle import Bundle, BundleWriter
 from sfumato.engines.manifest import Manifest
-from sfumato.export.attention_maps import attention_networks
 from sfumato.export.gradient import vector_product
 from sfumato.export.network import Network
 from sfumato.export.recipes import parts
@@ -34,44 +31,6 @@ def _write(out: Path, *networks: Network) -> Bundle:
 
 def _close(result: np.ndarray, reference: np.ndarray) -> None:
     np.testing.assert_allclose(result, reference, rtol=0, atol=2e-5 * np.abs(reference).max())
-
-
-@pytest.fixture(scope="module")
-def published(goldens: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The tiny diffusers UNet of the official run, its maps and its gradient."""
-    from sfumato.export.recipes.diffusers_attention import write_out_attention
-    from sfumato.export.recipes.diffusers_modules import ContextUNet
-
-    config = json.loads(goldens.path("p2p_configs.json").read_text())["unet"]
-
-    def load() -> torch.nn.Module:
-        from diffusers import UNet2DConditionModel
-
-        module = UNet2DConditionModel(**config)
-        module.load_state_dict({k: torch.from_numpy(v) for k, v in goldens("p2p_unet_weights.npz").items()})
-        write_out_attention(module)
-        return ContextUNet(module)
-
-    unet = parts.unet(load, (4, 4), parts.Sides((16, 16), 2, 2), context=(8, 24))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks of diffusers on its own deprecations
-        yield _write(tmp_path_factory.mktemp("published") / "b", *attention_networks(unet))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_official_guidance_step(goldens: Any, published: Bundle, backend: Any) -> None:
-    golden = goldens("p2p_guidance_step.npz")
-    names = [str(name) for name in golden["module_names"]]
-    order = sorted(names, key=lambda n: ("down", "mid", "up").index(n.split("_")[0]))
-    references = {
-        f"reference_{i:02}": golden[f"ref__{n}"].reshape(2, -1, *golden[f"ref__{n}"].shape[1:])
-        for i, n in enumerate(order)
-    }
-    with open_gradient(published, "unet_gradient", backend=backend, precision="fp32", **references) as gradient:
-        loss, result = gradient(golden["x"], t=float(golden["t"]), context=golden["embeds_edit"])
-        _close(gradient.prediction, golden["eps"])
-    _close(np.float32(loss), golden["loss"])
-    _close(result, golden["grad"])
 
 
 @pytest.mark.slow

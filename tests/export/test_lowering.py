@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import onnx
 import onnx.reference
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.export.graph import clean
-from sfumato.export.lowering import direct_lowering
+from sfumato.export.lowering import direct_lowering, without_collection
 
 
 class Heads(nn.Module):
@@ -101,3 +103,16 @@ def test_without_the_private_function_torch_goes_its_own_way(monkeypatch) -> Non
     with direct_lowering():
         assert not hasattr(_fx_passes, "decompose_with_registry")
     assert not hasattr(_fx_passes, "decompose_with_registry")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_cycles_are_collected_again_after_a_trace_that_fails(before) -> None:
+    was = gc.isenabled()
+    (gc.enable if before else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError), without_collection():
+            assert not gc.isenabled()
+            raise ZeroDivisionError
+        assert gc.isenabled() == before
+    finally:
+        (gc.enable if was else gc.disable)()

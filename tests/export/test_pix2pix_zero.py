@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import p2p_folder
@@ -12,7 +12,7 @@ import pytest
 from p2p import NAMES, SCHEDULE, close
 
 import sfumato
-from sfumato.engines.bundle import Bundle
+from sfumato.engines.bundle import Bundle, BundleWriter
 from sfumato.engines.engine import open_engine
 from sfumato.errors import ExportError
 from sfumato.export.recipes.pix2pix_zero import export
@@ -24,6 +24,7 @@ from sfumato.runtime.inversion import diffusers_climbs, invert, official_climbs
 from sfumato.runtime.regularization import NoiseRegularizer
 from sfumato.runtime.sampler import DDIM, sample
 from sfumato.runtime.systems.base import SfumatoWarning
+from sfumato.runtime.systems.latent_settings import LatentDiffusionSettings
 from sfumato.runtime.systems.pix2pix_settings import Pix2PixZeroSettings
 
 
@@ -80,6 +81,18 @@ def test_maps_and_one_gradient_are_the_authors(goldens, engine, gradient):
     assert loss == pytest.approx(float(g["loss"]), rel=1e-4)
     assert close(slope, g["grad"], 1e-3)
     assert close(gradient.prediction, g["eps"])
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+def test_the_official_guidance_step(goldens, bundle, backend):
+    g = goldens("p2p_guidance_step.npz")
+    given = (g[f"ref__{name}"] for name in NAMES)
+    references = {f"reference_{i:02}": maps.reshape(2, -1, *maps.shape[1:]) for i, maps in enumerate(given)}
+    with closing(open_gradient(bundle, "unet_gradient", backend=backend, precision="fp32", **references)) as gradient:
+        loss, slope = gradient(g["x"], t=float(g["t"]), context=g["embeds_edit"])
+        assert close(gradient.prediction, g["eps"], 2e-5)
+    assert float(loss) == pytest.approx(float(g["loss"]), rel=2e-5)
+    assert close(slope, g["grad"], 2e-5)
 
 
 def test_the_loss_of_each_module_is_the_authors(goldens, engine):
@@ -194,39 +207,41 @@ def test_the_bundle_still_makes_pictures_from_prompts(bundle):
 # --- bundles to which the networks are added ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def plain(goldens, tmp_path_factory) -> Bundle:
-    """A text-to-picture bundle of a CompVis checkpoint, without the networks."""
-    from sfumato.export.recipes.latent_diffusion import export as plain_export
+@pytest.fixture
+def prompted(exported, tmp_path) -> Bundle:
+    """A CompVis checkpoint's networks under the settings of a model that takes prompts; nobody writes one here."""
+    source = exported("ldm_t2i_kl_xattn")
+    settings = LatentDiffusionSettings.from_json(source.manifest.settings)
+    settings = replace(settings, task="text", null_class=None, tokenizer="clip", max_tokens=3)
+    with BundleWriter(tmp_path / "plain") as writer:
+        for path in source.manifest.files:
+            writer.copy(path, source.file(path))
+        return writer.commit(replace(source.manifest, settings=settings.to_json(), files={}))
 
-    root = tmp_path_factory.mktemp("compvis")
-    for suffix in ("ckpt", "yaml"):
-        shutil.copy(goldens.path(f"ldm_t2i_kl_xattn.{suffix}"), root)
-    checkpoint = root / "ldm_t2i_kl_xattn.ckpt"
-    return plain_export(checkpoint, root / "plain", config=checkpoint.with_suffix(".yaml"), precision="fp16")
 
-
-def test_networks_are_added_to_a_bundle_from_its_own_weights(plain, tmp_path):
-    if plain.manifest.settings["task"] != "text":
-        with pytest.raises(ExportError, match="pix2pix-zero edits with text-to-picture models"):
-            export(plain.path, tmp_path / "more")
-        return
-    more = export(plain.path, tmp_path / "more")
-    for name, spec in plain.manifest.networks.items():
+@pytest.mark.slow
+def test_networks_are_added_to_a_bundle_from_its_own_weights(prompted, tmp_path):
+    more = export(prompted.path, tmp_path / "more")
+    for name, spec in prompted.manifest.networks.items():
         assert more.manifest.networks[name] == spec
-        assert more.digest(name) == plain.digest(name)
+        assert more.digest(name) == prompted.digest(name)
     assert more.manifest.networks["unet_maps"].weights == ("unet.weights",)
-    feeds = {k[3:]: v for k, v in plain.tensors(plain.network("unet").reference).items() if k.startswith("in/")}
+    feeds = {k[3:]: v for k, v in more.tensors(more.network("unet").reference).items() if k.startswith("in/")}
     with (
-        open_engine(plain, "unet", backend="onnxruntime", threads=1) as one,
+        open_engine(prompted, "unet", backend="onnxruntime", threads=1) as one,
         open_engine(more, "unet_maps", backend="onnxruntime", threads=1) as two,
     ):
         assert close(two(**feeds)["prediction"], one(**feeds)["prediction"], 1e-5)
 
 
-def test_what_a_bundle_has_itself_is_not_taken(plain, tmp_path):
+def test_a_bundle_for_classes_is_refused(exported, tmp_path):
+    with pytest.raises(ExportError, match="pix2pix-zero edits with text-to-picture models"):
+        export(exported("ldm_t2i_kl_xattn").path, tmp_path / "more")
+
+
+def test_what_a_bundle_has_itself_is_not_taken(exported, tmp_path):
     with pytest.raises(ExportError, match="has its own name, license"):
-        export(plain.path, tmp_path / "more", name="x", license="y")
+        export(exported("ldm_t2i_kl_xattn").path, tmp_path / "more", name="x", license="y")
 
 
 def test_a_model_without_prompts_is_refused(goldens, tmp_path):

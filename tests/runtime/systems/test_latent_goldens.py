@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,26 +21,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
-def bundle(goldens: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of a golden checkpoint, exported once, weights in float32."""
-    from sfumato.export.recipes.latent_diffusion import export
-
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("bundles") / name
-            config = goldens.path(f"{name}.yaml")
-            export(goldens.path(f"{name}.ckpt"), made[name], config=config, precision="fp32")
-        return made[name]
-
-    return get
-
-
 @pytest.fixture
-def system(bundle: Callable[[str], Path], request: pytest.FixtureRequest) -> Iterator[LatentDiffusion]:
-    with load(bundle(request.param), backend="onnxruntime", threads=1) as opened:
+def system(exported: Callable[[str], Any], request: pytest.FixtureRequest) -> Iterator[LatentDiffusion]:
+    with load(exported(request.param).path, backend="onnxruntime", threads=1) as opened:
         assert isinstance(opened, LatentDiffusion)
         yield opened
 
