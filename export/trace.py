@@ -18,6 +18,7 @@ from .capture import capture
 from .gradient import Differentiated
 from .lowering import direct_lowering, without_collection, without_stack_traces
 from .network import Network
+from .units import Multiples, join, joined, place, split
 
 __all__ = ["OPSET", "trace"]
 
@@ -55,10 +56,17 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
     module.eval().requires_grad_(False)
     inferred = {name for name, d in network.dimensions.items() if d.multiple == 1}
     names = inferred if isinstance(module, Differentiated) else network.derived.keys()
-    axes = _dynamic_axes(network.inputs, network.dimensions, names)
-    given = tuple(inputs[b.name] for b in network.inputs)
+    axes, multiples = _dynamic_axes(network.inputs, network.dimensions, names)
+    given = tuple(split(inputs[b.name], parts) for b, parts in zip(network.inputs, multiples, strict=True))
     try:
-        with _quiet(), torch.no_grad(), direct_lowering(), without_stack_traces(), without_collection():
+        with (
+            _quiet(),
+            torch.no_grad(),
+            direct_lowering(),
+            without_stack_traces(),
+            without_collection(),
+            joined(module, multiples),
+        ):
             count = len(network.outputs)
             gradient = capture(module, given, axes, count) if isinstance(module, Differentiated) else None
             program = torch.onnx.export(
@@ -80,13 +88,15 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
             f"{network.name}: torch cannot trace it over {', '.join(network.dimensions)} ({reason}); "
             "see the chained error, or give the dimension a multiple that the network can halve"
         ) from error
-    return cast("ir.Model", cast(Any, program).model)
+    model = cast("ir.Model", cast(Any, program).model)
+    join(model.graph, multiples)
+    return model
 
 
 def _dynamic_axes(
     inputs: tuple[Binding, ...], dimensions: Mapping[str, Dimension], inferred: Collection[str]
-) -> tuple[dict[int, Any], ...]:
-    """torch's symbolic dimension for every symbolic axis; multiples become multiples of a hidden dimension.
+) -> tuple[tuple[dict[int, Any], ...], tuple[Multiples, ...]]:
+    """torch's symbolic dimension for every symbolic axis, and the axes that are traced in units, see `units`.
 
     Arguments:
         inputs: The inputs.
@@ -100,13 +110,13 @@ def _dynamic_axes(
             continue
         if name in inferred:
             symbols[name] = torch.export.Dim.AUTO
-            continue
-        if d.multiple == 1:
-            symbols[name] = torch.export.Dim(name, min=d.min, max=d.max)
         else:
-            # A name of its own, so that torch does not take "height" and "4*height" for one symbol.
-            unit = torch.export.Dim(f"{name}_units", min=-(-d.min // d.multiple), max=d.max // d.multiple)
-            symbols[name] = d.multiple * unit
-    return tuple(
-        {axis: symbols[e] for axis, e in enumerate(b.shape) if isinstance(e, str) and e in symbols} for b in inputs
-    )
+            symbols[name] = torch.export.Dim(name, min=-(-d.min // d.multiple), max=d.max // d.multiple)
+    axes, multiples = list[dict[int, Any]](), list[Multiples]()
+    for b in inputs:
+        free = {axis: e for axis, e in enumerate(b.shape) if isinstance(e, str) and e in symbols}
+        parts = {axis: dimensions[e].multiple for axis, e in free.items() if dimensions[e].multiple > 1}
+        parts = {axis: multiple for axis, multiple in parts.items() if free[axis] not in inferred}
+        axes.append({place(axis, parts): symbols[e] for axis, e in free.items()})
+        multiples.append(parts)
+    return tuple(axes), tuple(multiples)
