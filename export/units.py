@@ -71,7 +71,7 @@ def join(graph: ir.Graph, multiples: Sequence[Multiples]) -> None:
         if not parts:
             continue
         value = graph.inputs[index]
-        whole = ir.Value(name=value.name, type=value.type)
+        whole = ir.Value(name=value.name, type=value.type, shape=_shape(value, parts))
         for node, _ in tuple(value.uses()):
             if node.op_type == "Reshape":
                 fresh = whole
@@ -82,6 +82,14 @@ def join(graph: ir.Graph, multiples: Sequence[Multiples]) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], fresh)
             graph.remove(node, safe=True)
         graph.inputs[index] = whole
+
+
+def _shape(value: ir.Value, multiples: Multiples) -> ir.Shape | None:
+    """The shape of the whole input; extents of axes that were taken apart have no name yet."""
+    if value.shape is None:
+        return None
+    axes = range(len(value.shape) - len(multiples))
+    return ir.Shape([None if axis in multiples else value.shape[place(axis, multiples)] for axis in axes])
 
 
 def _extents(graph: ir.Graph, shape: ir.Node, whole: ir.Value, multiples: Multiples) -> ir.Value:
