@@ -80,6 +80,9 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
                 optimize=False,
                 verbose=False,
             )
+        model = cast("ir.Model", cast(Any, program).model)
+        join(model.graph, multiples)
+        return model
     except ExportError as error:
         raise ExportError(f"{network.name}: {error}") from error
     except Exception as error:  # the exporter raises many kinds of its own
@@ -88,9 +91,6 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
             f"{network.name}: torch cannot trace it over {', '.join(network.dimensions)} ({reason}); "
             "see the chained error, or give the dimension a multiple that the network can halve"
         ) from error
-    model = cast("ir.Model", cast(Any, program).model)
-    join(model.graph, multiples)
-    return model
 
 
 def _dynamic_axes(
