@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SfumatoError
+from .wording import as_options
 
 __all__ = ["VERBS", "Verbs", "app"]
 
@@ -73,7 +74,7 @@ class Verbs(TyperGroup):
 def describe(error: Exception) -> str:
     """An error as one message: what sfumato or the system says of it, or a request to report it."""
     if isinstance(error, SfumatoError):
-        return str(error)
+        return as_options(str(error))
     if isinstance(error, MemoryError):
         return "out of memory; choose a smaller --size or --num-images"
     if isinstance(error, OSError) and error.strerror:

@@ -69,6 +69,8 @@ def command(
 ) -> None:
     """Average the text states of two lists of sentences, and write their difference for `sfumato edit --direction`."""
     _check_usage((source, source_word), (target, target_word), endpoint, model)
+    if output.is_dir() or output == save_sentences:
+        raise typer.BadParameter(f"{output} is a folder; name a file for the direction, as in cat2dog.npz")
     if output.suffix != ".npz":
         raise typer.BadParameter(f"{output} has another suffix than .npz; use it, as in cat2dog.npz")
     opened = Bundle.open(bundle)

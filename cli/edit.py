@@ -9,6 +9,7 @@ import typer
 
 from . import pix2pix
 from .options import (
+    MODEL,
     BatchSize,
     BundlePath,
     Eta,
@@ -26,7 +27,6 @@ from .options import (
     SamplerName,
     SaveStages,
     Seed,
-    Size,
     Spacing,
     Steps,
     Strength,
@@ -46,7 +46,15 @@ def command(
     strength: Strength = None,
     label: Label = None,
     negative_prompt: NegativePrompt = None,
-    size: Size = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Resize to this first; along a direction, if not given, so that its longer side is the bundle's.",
+            show_default="the picture's",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     num_images: NumImages = 1,
     seed: Seed = 0,
     steps: Steps = None,
@@ -84,7 +92,7 @@ def command(
     if prompt is not None and caption is not None:
         raise typer.BadParameter("the prompt is given twice; give it as PROMPT or as --prompt")
     text = [said for said in (prompt, caption) if said is not None]
-    options = Options(bundle, backend, precision, threads, output, save_stages, metrics)
+    options = Options(bundle, backend, precision, threads, output, save_stages, metrics, sheet=sheet)
     along = {
         "attention_guidance": attention_guidance,
         "edit_multiplier": edit_multiplier,
@@ -116,7 +124,6 @@ def command(
             *text,
             shared=shared_latent,
             apart=low_memory,
-            sheet=sheet,
             **words,
             **along,
             **sampling,

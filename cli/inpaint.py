@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    MODEL,
     BatchSize,
     BundleBackend,
     BundlePath,
@@ -19,15 +20,14 @@ from .options import (
     NumImages,
     Official,
     Output,
+    PictureSize,
     Prompt,
     RunPrecision,
     SamplerName,
     SaveStages,
     Seed,
-    Size,
     Spacing,
     Steps,
-    Strength,
     Threads,
     Tile,
     parse_size,
@@ -44,10 +44,17 @@ def command(
         Path, typer.Argument(metavar="MASK", help="A picture of the same size, white where it is to be made anew.")
     ],
     prompt: Prompt = None,
-    strength: Strength = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How far the hole may go, above 0 to 1: little changes less, 1 starts from noise alone.",
+            show_default="1",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     label: Label = None,
     negative_prompt: NegativePrompt = None,
-    size: Size = None,
+    size: PictureSize = None,
     num_images: NumImages = 1,
     seed: Seed = 0,
     steps: Steps = None,

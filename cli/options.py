@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -25,6 +26,7 @@ __all__ = [
     "NumImages",
     "Official",
     "Output",
+    "PictureSize",
     "PrecisionName",
     "Prompt",
     "RunPrecision",
@@ -73,10 +75,14 @@ def parse_tokens(text: str | None) -> list[int] | None:
 
 def check_picture(path: Path | None) -> Path | None:
     """Refuse a picture that could not be written, before it is made."""
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a picture in it, such as {path / 'out.png'}")
     if path is not None and path.suffix.lower() not in SUFFIXES:
         raise typer.BadParameter(f"{path} has no suffix of a picture; use {', '.join(SUFFIXES)}")
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(f"{path.parent} is not a folder; make it first")
+    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path} may not be written; choose another folder")
     return path
 
 
@@ -86,10 +92,18 @@ Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON ob
 
 Seed: TypeAlias = Annotated[
     int,
-    typer.Option(help="Same seed, same picture: the noise that torch.manual_seed(SEED) gives.", rich_help_panel=MODEL),
+    typer.Option(
+        help="Same seed, same picture: the noise that torch.manual_seed(SEED) gives; -2^63 to 2^64-1.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Steps: TypeAlias = Annotated[
-    int | None, typer.Option(help="Sampling steps.", show_default="the bundle's", rich_help_panel=MODEL)
+    int | None,
+    typer.Option(
+        help="Sampling steps, 1 to the timesteps of the bundle (usually 1000).",
+        show_default="the bundle's",
+        rich_help_panel=MODEL,
+    ),
 ]
 SamplerName: TypeAlias = Annotated[
     str | None,
@@ -103,7 +117,9 @@ SamplerName: TypeAlias = Annotated[
 GuidanceScale: TypeAlias = Annotated[
     float | None,
     typer.Option(
-        help="Strength of the prompt over no prompt; 1 is none.", show_default="the bundle's", rich_help_panel=MODEL
+        help="Strength of the prompt over no prompt, 0 to 1000; 1 and below is none.",
+        show_default="the bundle's",
+        rich_help_panel=MODEL,
     ),
 ]
 NegativePrompt: TypeAlias = Annotated[str | None, typer.Option(help="What to lead away from.", rich_help_panel=MODEL)]
@@ -111,9 +127,20 @@ Size: TypeAlias = Annotated[
     str | None,
     typer.Option(metavar="WIDTHxHEIGHT", help="Size in pixels.", show_default="the bundle's", rich_help_panel=MODEL),
 ]
+PictureSize: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WIDTHxHEIGHT", help="Resize to this first.", show_default="the picture's", rich_help_panel=MODEL
+    ),
+]
 NumImages: TypeAlias = Annotated[int, typer.Option(min=1, help="Pictures to make.", rich_help_panel=MODEL)]
 Strength: TypeAlias = Annotated[
-    float | None, typer.Option(help="How far the picture may go, above 0 to 1.", rich_help_panel=MODEL)
+    float | None,
+    typer.Option(
+        help="How far the picture may go, above 0 to 1: little changes less, 1 keeps nothing but its size.",
+        show_default="0.75",
+        rich_help_panel=MODEL,
+    ),
 ]
 Label: TypeAlias = Annotated[
     int | None, typer.Option("--class", help="Number of the class (class models).", rich_help_panel=MODEL)
@@ -167,7 +194,8 @@ Threads: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Threads to use.", show_default="one a core", rich_help_panel=RUN)
 ]
 BatchSize: TypeAlias = Annotated[
-    int | None, typer.Option(help="Most pictures to make at once.", show_default="by their size", rich_help_panel=RUN)
+    int | None,
+    typer.Option(help="Most pictures to make at once, 1 or more.", show_default="by their size", rich_help_panel=RUN),
 ]
 Tile: TypeAlias = Annotated[
     int | None,

@@ -48,7 +48,11 @@ DirectionFile: TypeAlias = Annotated[
 Caption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--prompt", help="What the picture shows.", show_default="by a captioner, if packed", rich_help_panel=PANEL
+        "--prompt",
+        help="Along a direction: what the picture shows. Without words or --direction: the same as PROMPT, what it is "
+        "to become.",
+        show_default="along a direction by a captioner, if packed",
+        rich_help_panel=PANEL,
     ),
 ]
 AttentionGuidance: TypeAlias = Annotated[
@@ -89,7 +93,7 @@ def leads(**options: Any) -> bool:
     """Whether an edit is along a direction; wrong usage if options of such a one are given without one."""
     if any(options.pop(name) is not None for name in ("source_word", "target_word", "direction")):
         return True
-    stray = next((name for name, value in options.items() if value not in (None, False)), None)
+    stray = next((name for name, value in options.items() if value is not None and value is not False), None)
     if stray is not None:
         raise typer.BadParameter(
             f"--{stray.replace('_', '-')} is for edits along a direction; "
@@ -104,7 +108,6 @@ def lead(
     *arguments: Any,
     shared: bool,
     apart: bool,
-    sheet: Path | None,
     **named: Any,
 ) -> None:
     """Edit along a direction and write the picture and its sheet."""
@@ -114,9 +117,9 @@ def lead(
         *arguments,
         **given(kept="shared" if shared else None, apart=apart or None, **named),
     )
-    if sheet is not None:
-        pictures.write(sheet, sheet_of(edits))
-        typer.echo(f"wrote {sheet}")
+    if options.sheet is not None:
+        pictures.write(options.sheet, sheet_of(edits))
+        typer.echo(f"wrote {options.sheet}")
 
 
 def sheet_of(edits: Sequence[Edit]) -> Array:

@@ -21,6 +21,7 @@ from .options import (
     Metrics,
     Official,
     Output,
+    PictureSize,
     RunPrecision,
     SaveStages,
     Second,
@@ -52,12 +53,7 @@ def command(
         typer.Option(help="White may change; holes that lie anywhere come to its middle.", rich_help_panel=MODEL),
     ] = None,
     second: Second = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WIDTHxHEIGHT", help="Resize to this first.", show_default="the picture's", rich_help_panel=MODEL
-        ),
-    ] = None,
+    size: PictureSize = None,
     seed: Seed = 0,
     official: Official = False,
     backend: BundleBackend = "auto",
@@ -78,7 +74,7 @@ def command(
 ) -> None:
     """Degrade a picture and restore it, or restore a degraded one; tells PSNR, SSIM and RMSE where it can."""
     made = make(
-        Options(bundle, backend, precision, threads, output, save_stages, metrics, quiet=as_json),
+        Options(bundle, backend, precision, threads, output, save_stages, metrics, sheet=sheet, quiet=as_json),
         "restore",
         picture,
         seed=seed,

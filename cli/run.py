@@ -40,8 +40,17 @@ class Options:
     output: Path
     save_stages: Path | None
     metrics: bool
+    sheet: Path | None = None
     quiet: bool = False
     system: str | None = None
+
+    def check_outputs(self, pictures: int) -> None:
+        """Refuse two results of one name, before any is made: the later would be written over the earlier."""
+        named = {"--save-stages": self.save_stages, "--sheet": self.sheet}
+        taken = {path.resolve(): "--output" for path in numbered(self.output, pictures)}
+        for option, path in named.items():
+            if path is not None and (other := taken.setdefault(path.resolve(), option)) != option:
+                raise typer.BadParameter(f"{other} and {option} both write {path}; give one of them another name")
 
 
 @dataclass
@@ -100,7 +109,9 @@ def make(options: Options, verb: str, *arguments: Any, **named: Any) -> Sequence
 
     Raises:
         ParameterError: The verb of this system takes no such option.
+        BadParameter: Two results would have one name.
     """
+    options.check_outputs(named.get("num_images", 1))
     stages = Stages()
     say: Callable[[str], None] = (lambda text: None) if options.quiet else typer.echo
     with opened(options) as system, console.progress(verb) as show:
@@ -127,17 +138,17 @@ def make(options: Options, verb: str, *arguments: Any, **named: Any) -> Sequence
 
 def _check_options(system: System, verb: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
     """Refuse what the verb of this system does not take; a verb that the system does not have refuses itself."""
-    if verb not in system.verbs:
-        return
     signature = inspect.signature(getattr(system, verb))
     known = set(signature.parameters)
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     if inspect.Parameter.VAR_KEYWORD in kinds:
         known |= getattr(system, "options", RunOptions).__annotations__.keys()
     places = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if verb not in system.verbs:  # with what it takes alone: a TypeError would come before its own sentence
+        getattr(system, verb)(*arguments[:places], **{name: named[name] for name in named if name in known})
     refused = [f"--{name.replace('_', '-')}" for name in named if name not in known]
     if len(arguments) > places and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        refused.insert(0, repr(arguments[places]))
+        refused.insert(0, "prompt")  # comes last, and is all that one system takes and another does not
     if refused:
         kind = getattr(system, "kind", f"a bundle of {system.manifest.system}")
         raise ParameterError(f"{verb} takes no {refused[0]} with {kind}; leave it out")

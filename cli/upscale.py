@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    MODEL,
     BatchSize,
     BundleBackend,
     BundlePath,
@@ -20,7 +21,6 @@ from .options import (
     SamplerName,
     SaveStages,
     Seed,
-    Size,
     Spacing,
     Steps,
     Threads,
@@ -35,7 +35,15 @@ __all__ = ["command"]
 def command(
     bundle: BundlePath,
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to enlarge.")],
-    size: Size = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Size of the result in pixels; the picture is resized for it first.",
+            show_default="the picture's, times the model's factor",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     num_images: NumImages = 1,
     seed: Seed = 0,
     steps: Steps = None,

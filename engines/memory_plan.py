@@ -16,7 +16,7 @@ from .build_options import BuildOptions, build_precision, build_profile
 from .bundle import Bundle
 from .liveness import footprint
 from .manifest import NetworkSpec
-from .onnx_model import read_model
+from .onnx_model import onnx, read_model
 
 __all__ = ["DEVICES", "MemoryPlan", "NetworkMemory", "TargetKind", "fits", "plan_memory", "target_kind"]
 
@@ -97,7 +97,11 @@ def plan_memory(
         kind: The target.
         options: Ranges and precision, as for `build_plan`.
         networks: Names of those to count; all by default.
+
+    Raises:
+        MissingDependency: onnx, which reads the graphs, is not installed.
     """
+    onnx("plan", "reading graphs for plan-memory")  # no plan is built, so no builder's extra is asked for
     options = options or BuildOptions()
     specs = [bundle.network(name) for name in networks or bundle.manifest.networks]
     found = tuple(_network(bundle, spec, kind, options) for spec in specs)

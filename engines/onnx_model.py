@@ -17,20 +17,19 @@ __all__ = ["External", "extents", "external", "onnx", "read_array", "read_model"
 _NAMES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 
 
-def onnx() -> Any:
-    """The library; `MissingDependency` without it."""
+def onnx(extra: str = "rtx", why: str = "building a plan") -> Any:
+    """The library; without it `MissingDependency`, which names the extra and what wanted it."""
     try:
         return importlib.import_module("onnx")
     except ImportError as error:
-        raise MissingDependency("onnx", "rtx", "building a plan") from error
+        raise MissingDependency("onnx", extra, why) from error
 
 
 def read_model(path: Path) -> Any:
     """The graph of an ONNX file, its external weights left where they are; `EngineError` if it is none."""
+    library = onnx()
     try:
-        return onnx().load(str(path), load_external_data=False)
-    except MissingDependency:
-        raise
+        return library.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's and onnx's exceptions have no common base
         raise EngineError(f"{path}: is not an ONNX graph ({error}); export the bundle again") from error
 

@@ -1,4 +1,4 @@
-"""Captioned emoji pictures rendered from the Noto and Fluent icon sets.
+"""Captioned emoji pictures rendered from the Noto and Fluent icon sets, and random batches of them.
 
 Sources (npm): ``@iconify-json/noto`` (Apache-2.0) and ``@iconify-json/fluent-emoji-flat`` (MIT). Icons
 are SVG bodies under a name, and the name is the caption. Skin tones are left out everywhere; the
@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from ..errors import MissingDependency
 
 SETS = ("noto", "fluent-emoji-flat")
 NPM_PACKAGES = ("@iconify-json/noto@1.2.9", "@iconify-json/fluent-emoji-flat@1.2.6")
@@ -53,7 +55,10 @@ class Emoji:
 
 
 def _render(body: str, extent: int, size: int) -> np.ndarray:
-    import resvg_py
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise MissingDependency("resvg_py", "train", "drawing the emoji") from error
 
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -137,3 +142,27 @@ def over(rgba: np.ndarray, background: np.ndarray) -> np.ndarray:
     alpha = rgba[..., 3:].astype(np.float32) / 255.0
     mixed = rgba[..., :3] * alpha + background[:, None, None, :].astype(np.float32) * (1 - alpha)
     return np.ascontiguousarray(mixed.transpose(0, 3, 1, 2)) / 127.5 - 1.0
+
+
+def batch(
+    pixels: np.ndarray, size: int, rng: np.random.Generator, *, recolour: float = 0.3, white: float = 0.5
+) -> np.ndarray:
+    """Random pictures, flipped, shifted and recoloured, over plain backgrounds: (B, 3, H, W) in [-1, 1].
+
+    Arguments:
+        pixels: uint8 RGBA (N, H, W, 4).
+        size: B.
+        rng: Draws.
+        recolour: Share of pictures whose channels change places.
+        white: Share of white backgrounds; the others have any colour.
+    """
+    rows = pixels[rng.integers(len(pixels), size=size)].copy()
+    for row in rows:
+        shift = rng.integers(-6, 7, size=2)
+        row[...] = np.roll(row, tuple(shift), axis=(0, 1))
+        if rng.random() < 0.5:
+            row[...] = row[:, ::-1]
+        if rng.random() < recolour:
+            row[..., :3] = row[..., rng.permutation(3)]
+    background = np.where(rng.random((size, 1)) < white, 255, rng.integers(0, 256, (size, 3)))
+    return over(rows, background)

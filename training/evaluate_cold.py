@@ -8,7 +8,6 @@ give the same numbers.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -27,6 +26,7 @@ from ..runtime import image as pictures_io
 from ..runtime.metrics import frechet_distance
 from ..runtime.systems.cold_diffusion import ColdDiffusion
 from ..runtime.systems.cold_result import Restored, quality
+from . import command
 from .dinov2 import DinoV2
 from .evaluate_emoji import machine_class
 from .pictures import EmojiPictures, FolderPictures, Pictures
@@ -119,21 +119,22 @@ def table(results: Mapping[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """See the module's head. The exit status is 1 when ``--gain`` is not reached."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser = command.parser(__doc__)
+    parser.add_argument("bundle", type=Path, help="its folder")
     parser.add_argument("--data", type=Path, required=True, help="folder of npm's node_modules, or of pictures")
-    parser.add_argument("--pictures", choices=("emoji", "folder"), default="emoji")
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--severity", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", choices=("emoji", "folder"), default="emoji", help="what --data holds")
+    parser.add_argument("--count", type=int, default=200, help="most pictures to measure")
+    parser.add_argument("--severity", type=int, help="how far to degrade; the bundle's T if not given")
+    parser.add_argument("--seed", type=int, default=0, help="picture i has this seed + i")
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--sheet", type=Path, help="picture to write: original, degraded, direct, restored")
     parser.add_argument("--no-features", action="store_true", help="leave the Fréchet distance out")
     parser.add_argument("--gain", type=float, help="dB that algorithm 2 has to gain over the degraded pictures")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision")
+    parser.add_argument("--backend", default="auto", help="library that runs the network")
+    parser.add_argument("--precision", help="what to compute in; the fastest here if not given")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    command.outputs(args.out, sheet=args.sheet)
     with load(args.bundle, backend=args.backend, precision=args.precision) as system:
         if not isinstance(system, ColdDiffusion):
             raise ParameterError(f"{args.bundle} is a bundle of {system.manifest.system}; pass one of cold-diffusion")
@@ -161,4 +162,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command.run(main))

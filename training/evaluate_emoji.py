@@ -6,7 +6,6 @@ prints the table of ``bundles/README.md``. The same bundle, seed and processor g
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -24,7 +23,7 @@ from ..engines.storage import atomic_write
 from ..engines.target import CpuFacts, detect
 from ..runtime import image as pictures_io
 from ..runtime.systems.base import System
-from . import emoji
+from . import command, emoji
 from . import judge_emoji as judge
 from .dinov2 import DinoV2
 from .emoji import Emoji
@@ -197,21 +196,22 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """See the module's head."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser = command.parser(__doc__)
+    parser.add_argument("bundle", type=Path, help="its folder")
     parser.add_argument("--data", type=Path, required=True, help="folder with node_modules")
     parser.add_argument("--captions", type=int, default=200, help="training captions to ask for")
     parser.add_argument("--held-out", type=int, help="held-out captions to ask for; all by default")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--guidance-scale", type=float)
-    parser.add_argument("--sampler")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision")
+    parser.add_argument("--steps", type=int, help="sampling steps; the bundle's if not given")
+    parser.add_argument("--guidance-scale", type=float, help="the bundle's if not given")
+    parser.add_argument("--sampler", help="the bundle's if not given")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--backend", default="auto", help="library that runs the networks")
+    parser.add_argument("--precision", help="what to compute in; the fastest here if not given")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--sheet", type=Path, help="PNG of 24 pictures, generated beside real")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    command.outputs(args.out, sheet=args.sheet)
     options = {"steps": args.steps, "guidance_scale": args.guidance_scale, "sampler": args.sampler}
     results, picture = evaluate(
         args.bundle,
@@ -231,4 +231,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

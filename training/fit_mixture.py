@@ -6,7 +6,6 @@ of the paper. The file has the arrays of `runtime.cold_generation.GaussianMixtur
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import cast
@@ -17,6 +16,7 @@ from ..engines.binding import Array
 from ..errors import MissingDependency
 from ..runtime.cold_generation import GaussianMixture
 from ..runtime.degradations.resolution import resample_matrix
+from . import command
 from .pictures import EmojiPictures, FolderPictures, Pictures
 
 __all__ = ["fit", "thumbnails", "write"]
@@ -64,17 +64,18 @@ def write(mixture: GaussianMixture, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """``python -m sfumato.training.fit_mixture --data FOLDER --out mixture.safetensors``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of npm's node_modules, or of pictures")
-    parser.add_argument("--pictures", choices=("emoji", "folder"), default="emoji")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--pictures", choices=("emoji", "folder"), default="emoji", help="what --data holds")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
     parser.add_argument("--side", type=int, default=1, help="side of the thumbnails, 1 for means")
-    parser.add_argument("--clusters", type=int, default=1)
+    parser.add_argument("--clusters", type=int, default=1, help="Gaussians to fit")
     parser.add_argument("--count", type=int, default=5000, help="augmented pictures to fit")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures and the first guess")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    command.outputs(args.out)
     source: Pictures = (EmojiPictures if args.pictures == "emoji" else FolderPictures)(args.data, args.size)
     drawn = source.draw(args.count, np.random.default_rng(args.seed))
     mixture = fit(thumbnails(drawn, args.side), args.clusters, seed=args.seed)
@@ -83,4 +84,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

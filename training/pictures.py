@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from . import emoji
-from .train_autoencoder import batch
 
-__all__ = ["EmojiPictures", "FolderPictures", "Pictures", "held_out"]
+__all__ = ["SUFFIXES", "EmojiPictures", "FolderPictures", "Pictures", "held_out"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -52,7 +51,7 @@ class EmojiPictures:
 
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """See `Pictures`."""
-        return batch(self.seen, size, rng, recolour=self._recolour, white=self._white)
+        return emoji.batch(self.seen, size, rng, recolour=self._recolour, white=self._white)
 
     def unseen(self) -> np.ndarray:
         """See `Pictures`."""
@@ -68,11 +67,13 @@ class FolderPictures:
         flip: Whether mirrored pictures are pictures too.
 
     Raises:
-        FileNotFoundError: Fewer than two pictures are left for either part.
+        FileNotFoundError: There is no such folder, or fewer than two pictures are left for either part.
     """
 
     def __init__(self, root: Path, size: int = 64, *, flip: bool = True) -> None:
         self._size, self._flip = size, flip
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not a folder; pass one that holds pictures")
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
         held = [p for p in paths if held_out(p.name)]
         if len(held) < 2 or len(paths) - len(held) < 2:

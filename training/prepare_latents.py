@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..engines.manifest import MANIFEST_NAME
 from ..networks.autoencoder import AutoencoderKL
-from . import captions, emoji
+from . import captions, command, emoji
 from .text_states import packed_states
 from .train_autoencoder import CONFIG, EMBED_DIM
 from .trainer import pick_device
@@ -56,15 +55,16 @@ def latents(model: AutoencoderKL, images: np.ndarray, device: torch.device) -> T
 
 def main() -> None:
     """``python -m sfumato.training.prepare_latents --data … --text … --autoencoder … --out …``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with node_modules")
     parser.add_argument("--text", type=Path, required=True, help="bundle with the packed MiniLM, or its folder")
-    parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--coloured", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--autoencoder", type=Path, required=True, help="checkpoint of train_autoencoder")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, for train_unet")
+    parser.add_argument("--coloured", type=int, default=2, help="coloured backgrounds for each picture")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    command.outputs(args.out)
 
     device = pick_device()
     pictures = [e for e in emoji.things(emoji.load(args.data)) if not e.held_out]
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -7,7 +7,6 @@ without the adversarial term: flat icons need none, and fidelity is what editing
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from typing import cast
@@ -18,35 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..networks.autoencoder import AttnBlock, AutoencoderConfig, AutoencoderKL, ResnetBlock
-from . import emoji
+from . import command, emoji
 from .trainer import TrainOptions, pick_device, train
 
 CONFIG = AutoencoderConfig(ch=64, ch_mult=(1, 2, 2), num_res_blocks=1, z_channels=4, resolution=64)
 EMBED_DIM = 4
-
-
-def batch(
-    pixels: np.ndarray, size: int, rng: np.random.Generator, *, recolour: float = 0.3, white: float = 0.5
-) -> np.ndarray:
-    """Random pictures, flipped, shifted and recoloured, over plain backgrounds: (B, 3, H, W) in [-1, 1].
-
-    Arguments:
-        pixels: uint8 RGBA (N, H, W, 4).
-        size: B.
-        rng: Draws.
-        recolour: Share of pictures whose channels change places.
-        white: Share of white backgrounds; the others have any colour.
-    """
-    rows = pixels[rng.integers(len(pixels), size=size)].copy()
-    for row in rows:
-        shift = rng.integers(-6, 7, size=2)
-        row[...] = np.roll(row, tuple(shift), axis=(0, 1))
-        if rng.random() < 0.5:
-            row[...] = row[:, ::-1]
-        if rng.random() < recolour:
-            row[..., :3] = row[..., rng.permutation(3)]
-    background = np.where(rng.random((size, 1)) < white, 255, rng.integers(0, 256, (size, 3)))
-    return emoji.over(rows, background)
 
 
 def start_near_identity(model: AutoencoderKL) -> None:
@@ -73,17 +48,18 @@ def psnr(model: AutoencoderKL, pictures: np.ndarray) -> float:
 
 def main() -> None:
     """``python -m sfumato.training.train_autoencoder --data FOLDER --out FILE --minutes M``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with node_modules")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, resumed if it exists")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--minutes", type=float, default=20.0, help="training time, that before a resumption included")
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="its highest, after the warm-up")
     parser.add_argument("--kl", type=float, default=1e-4, help="weight of the KL per latent value")
     parser.add_argument("--decoder-only", type=Path, help="start from this checkpoint's EMA")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    command.outputs(args.out)
     torch.manual_seed(args.seed)
 
     pictures = emoji.load(args.data)
@@ -100,7 +76,7 @@ def main() -> None:
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((args.seed, step))
-        x = torch.from_numpy(batch(seen, args.batch, rng)).to(device)
+        x = torch.from_numpy(emoji.batch(seen, args.batch, rng)).to(device)
         x = x.contiguous(memory_format=torch.channels_last)
         mean, log_variance = model.moments(x)
         mean, log_variance = mean.float(), log_variance.float()
@@ -120,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -8,7 +8,6 @@ guidance (Ho & Salimans 2022); antithetic, stratified times lower the variance o
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn import functional
 
 from ..networks.transformer import SpatialTransformer
 from ..networks.unet import ResBlock, UNet, UNetConfig
+from . import command
 from .trainer import TrainOptions, pick_device, train
 
 CONFIG = UNetConfig(
@@ -59,17 +59,18 @@ def start_at_zero(model: UNet) -> None:
 
 def main() -> None:
     """``python -m sfumato.training.train_unet --latents FILE --out FILE --minutes M``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.parser(__doc__)
     parser.add_argument("--latents", type=Path, required=True, help="written by prepare_latents")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, resumed if it exists")
-    parser.add_argument("--minutes", type=float, default=90.0)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--minutes", type=float, default=90.0, help="training time, that before a resumption included")
+    parser.add_argument("--batch", type=int, default=64, help="latents a step")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="its highest, after the warm-up")
     parser.add_argument("--white", type=float, default=0.75, help="share of white backgrounds")
     parser.add_argument("--drop", type=float, default=0.1, help="share of dropped captions")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    command.outputs(args.out)
 
     device = pick_device()
     data = torch.load(args.latents, weights_only=True)
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command.run(main))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ...engines.binding import Array
+from ...engines.binding import Array, Dimension
 from ...engines.manifest import NetworkSpec
 from ...errors import ParameterError
 from .. import image as pictures
@@ -44,22 +46,42 @@ def check_size(size: tuple[int, int], spec: NetworkSpec, degradation: Degradatio
     Raises:
         ParameterError: They cannot.
     """
-    fitting = []
-    for axis, name in zip(size, ("height", "width"), strict=True):
-        d = spec.dimensions.get(name)
-        fitting.append(axis if d is None else min(max(axis - axis % d.multiple, d.min), d.max - d.max % d.multiple))
+    named = zip(("height", "width"), size, strict=True)
+    ranges = [spec.dimensions.get(name) or Dimension(1, extent, extent) for name, extent in named]
+    fitting = [_below(extent, taken) for extent, taken in zip(size, ranges, strict=True)]
     if degradation.square:
         side = min(fitting)
         fitting = [side - side % 2] * 2
     if tuple(fitting) != tuple(size):
+        if not degradation.square:
+            fitting = _alike(size, ranges)
         multiple = max((d.multiple for n, d in spec.dimensions.items() if n in ("height", "width")), default=1)
         squares = ", square" if degradation.square else ""
+        oblong = degradation.square and size[0] != size[1]
+        squeezed = ", which squeezes it unless you crop it to a square first" if oblong else ""
         limits = spec.dimensions.get("height")
         reach = "" if limits is None else f" of {limits.min} to {limits.max} pixels"
         raise ParameterError(
             f"the picture has {size[0]}x{size[1]} pixels (height x width), the network takes multiples of {multiple}"
-            f"{reach}{squares}; pass size=({fitting[0]}, {fitting[1]})"
+            f"{reach}{squares}; pass size=({fitting[0]}, {fitting[1]}){squeezed}"
         )
+
+
+def _below(extent: float, taken: Dimension) -> int:
+    """The largest extent that is taken and is not above this one, or the least one."""
+    return max(taken.min, int(min(extent + 1e-6, taken.max)) // taken.multiple * taken.multiple)
+
+
+def _alike(size: tuple[int, int], ranges: Sequence[Dimension]) -> list[int]:
+    """Height and width that are taken and nearly have the proportions of `size`: the longer side leads the other."""
+    size = max(1, size[0]), max(1, size[1])
+    scale = min(1.0, *(taken.max / extent for extent, taken in zip(size, ranges, strict=True)))
+    longer = int(size[1] > size[0])
+    fitting = [_below(size[longer] * scale, ranges[longer])] * 2
+    other = ranges[1 - longer]
+    wanted = size[1 - longer] * fitting[longer] / size[longer]
+    fitting[1 - longer] = _below(wanted + other.multiple / 2, other)
+    return fitting
 
 
 def matching(source: pictures.Source, size: tuple[int, int]) -> Array:

@@ -45,7 +45,7 @@ def check_fused(models: Models, plan: Plan) -> None:
     if plan.fused and STEP not in models.manifest.networks:
         raise ParameterError(
             f"fused is True and the bundle has no network {STEP!r}; leave fused out, or add the network with "
-            "sfumato export latent-diffusion --checkpoint BUNDLE --step"
+            "sfumato export latent-diffusion --checkpoint BUNDLE --out BUNDLE --step"
         )
 
 

@@ -166,6 +166,9 @@ def test_notes_of_a_run_go_to_stderr(run, tiny_ldm):
         (["cat", "--size", "3y"], "WIDTHxHEIGHT"),
         (["cat", "-o", "a.gif"], "no suffix of a picture"),
         (["cat", "-o", "no/a.png"], "is not a folder"),
+        (["cat", "-o", ".."], ".. is a folder; name a picture in it"),
+        (["cat", "-o", "a.png", "--save-stages", "./a.png"], "--output and --save-stages both write a.png"),
+        (["cat", "-o", "a.png", "--num-images", "2", "--save-stages", "a-2.png"], "both write a-2.png"),
         (["cat", "--save-stages", "a.txt"], "no suffix of a picture"),
         (["cat", "--backend", "abacus"], "abacus"),
         (["cat", "--num-images", "0"], "--num-images"),
@@ -177,6 +180,13 @@ def test_wrong_usage_ends_with_2(run, tiny_ldm, arguments, message):
     result = run("generate", tiny_ldm, *arguments)
     assert result.exit_code == 2
     assert message in words(result)
+
+
+def test_what_may_not_be_written_is_refused_before_it_is_made(run, tiny_ldm, monkeypatch):
+    monkeypatch.setattr("sfumato.cli.options.os.access", lambda path, mode: False)  # root may write everywhere
+    result = run("generate", tiny_ldm, "cat", "-o", "a.png")
+    assert result.exit_code == 2
+    assert "a.png may not be written" in words(result)
 
 
 @pytest.mark.parametrize(

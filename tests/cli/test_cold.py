@@ -48,7 +48,8 @@ def test_a_degraded_picture_needs_no_original_and_may_have_one(run, cold_bundle,
     [
         (["--severity", "5"], "severity is 5, this degradation has 0 … 4"),
         (["--severity", "-1"], "severity is -1"),
-        (["--size", "15"], "pass size=(12, 12)"),
+        (["--size", "15"], "pass --size 12x12"),
+        (["--size", "43x30"], "pass --size 40x28"),
         (["--second", "picture.png"], "blur takes no second picture"),
         (["--mask", "small.png"], "the mask has 8x8 pixels (height x width), the picture 16x16"),
         (["--original", "picture.png"], "original is given for a clean picture"),
@@ -65,14 +66,20 @@ def test_a_failure_is_one_line_and_writes_nothing(run, cold_bundle, picture, tmp
     assert not (tmp_path / "r.png").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--algorithm", "3"], ["--sheet", "a.gif"], ["--severity", "many"]])
+@pytest.mark.parametrize(
+    "arguments", [["--algorithm", "3"], ["--sheet", "a.gif"], ["--severity", "many"], ["--sheet", "out.png"]]
+)
 def test_wrong_usage_ends_with_2(run, cold_bundle, picture, arguments):
     assert run("restore", cold_bundle, picture, *arguments).exit_code == 2
 
 
 def test_a_bundle_that_cannot_restore_or_generate_says_what_it_can(run, cold_bundle, tiny_ldm, picture):
     assert "cannot restore; it can generate, edit, inpaint" in run("restore", tiny_ldm, picture).stderr
-    assert "it can restore: call one of these" in run("generate", cold_bundle).stderr
+    for arguments in ([], ["owl"], ["owl", "--steps", "5", "--guidance-scale", "2"]):
+        result = run("generate", cold_bundle, *arguments)
+        assert (
+            "cannot generate (it was exported to undo blur alone); it can restore: call one of these" in result.stderr
+        )
     assert "it can restore: call one of these" in run("edit", cold_bundle, picture, "cat").stderr
 
 
@@ -81,7 +88,7 @@ def test_cold_generation_takes_its_own_options_and_no_others(run, fading_bundle,
     assert result.exit_code == 0, result.output
     assert result.output.split() == ["wrote", "g-1.png", "wrote", "g-2.png"]
     assert image.read_parameters(tmp_path / "g-2.png")["seed"] == 4
-    for arguments, option in ((["--steps", "5"], "--steps"), (["a cat"], "'a cat'"), (["--official"], "--official")):
+    for arguments, option in ((["--steps", "5"], "--steps"), (["a cat"], "prompt"), (["--official"], "--official")):
         result = run("generate", fading_bundle, *arguments)
         assert result.exit_code == 1
         assert f"generate takes no {option} with a bundle of cold-diffusion; leave it out" in result.stderr

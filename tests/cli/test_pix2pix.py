@@ -106,6 +106,8 @@ def test_sentences_are_saved_and_made_by_templates(run, bundle, tmp_path):
         (["--source-word", "cat"], "--target FILE or --target-word"),
         (["--source", "a.txt", "--source-word", "cat", "--target-word", "dog"], "--source FILE or --source-word"),
         ([*WORDS, "-o", "d.pt"], "another suffix than .npz"),
+        ([*WORDS, "-o", ".."], "is a folder; name a file"),
+        ([*WORDS, "-o", "d.npz", "--save-sentences", "d.npz"], "is a folder; name a file"),
         ([*WORDS, "--endpoint", "http://127.0.0.1:9/v1"], "--endpoint and --model go together"),
         ([*WORDS, "--sentences", "0"], "--sentences"),
     ],
@@ -136,8 +138,10 @@ def test_failures_of_direction(run, bundle, arguments, message):
         (["red apple", "--sheet", "s.png"], "--sheet is for edits along a direction"),
         (["red apple", "--edit-multiplier", "2"], "--edit-multiplier is for edits along a direction"),
         (["red apple", "--no-regularize"], "--no-regularize is for edits along a direction"),
+        (["red apple", "--attention-guidance", "0"], "--attention-guidance is for edits along a direction"),
         (["red apple", "--prompt", "red apple", *WORDS], "given twice"),
         (["red apple", *WORDS, "--sheet", "s.gif"], "no suffix of a picture"),
+        (["red apple", *WORDS, "--sheet", "s.png", "--save-stages", "s.png"], "--save-stages and --sheet both write"),
     ],
 )
 def test_wrong_usage_of_edit(run, bundle, picture, arguments, message):
@@ -153,6 +157,7 @@ def test_wrong_usage_of_edit(run, bundle, picture, arguments, message):
         (["red apple", "--source-word", "red"], "a source word and a target word"),
         (["red apple", *WORDS, "--direction", "d.npz"], "pass one or the other"),
         (["red apple", "--direction", "d.npz"], "d.npz: cannot be read"),
+        (["red apple", "--direction", "picture.png"], "picture.png: is not an .npz of sfumato direction"),
         (["red apple", *WORDS, "--guidance-scale", "1"], "nothing would change"),
         (["red apple", *WORDS, "--strength", "0.5"], "edit takes no --strength"),
         (["red apple", *WORDS, "--sampler", "plms"], "edit takes no --sampler"),

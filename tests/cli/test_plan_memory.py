@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -27,3 +28,13 @@ def test_as_json(run, tiny_ldm):
 
 def test_another_target_is_refused(run, tiny_ldm):
     assert run("plan-memory", tiny_ldm, "--target", "gpu").exit_code == 1
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm87"])
+def test_without_onnx_its_own_extra_is_named(run, tiny_ldm, monkeypatch, target):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    result = run("plan-memory", tiny_ldm, "--target", target)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "sfumato: reading graphs for plan-memory needs onnx, which is not installed; run: pip install 'sfumato[plan]'\n"
+    )

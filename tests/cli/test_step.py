@@ -38,6 +38,8 @@ def test_steps_are_taken_whole_unless_told(run, bundle, tmp_path):
 
 def test_a_bundle_without_the_network_is_told_how(run, tiny_ldm, bundle, picture):
     result = run("generate", tiny_ldm, "red", "--fused")
-    assert result.exit_code != 0 and "has no network 'step'" in result.output + str(result.exception)
+    assert result.exit_code == 1
+    assert "--fused is given and the bundle has no network 'step'; leave --fused out, or add" in result.stderr
+    assert "--checkpoint BUNDLE --out BUNDLE --step\n" in result.stderr
     result = run("edit", bundle, picture, "red", "--steps", 4, "--fused", "--save-stages", "s.png", "-o", "e.png")
     assert result.exit_code == 0, result.output

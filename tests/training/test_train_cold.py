@@ -18,9 +18,9 @@ from sfumato.networks.convnext import ConvNextConfig, ConvNextUNet
 from sfumato.runtime.degradation import degrade
 from sfumato.runtime.degradations import Blur, DegradationSpec
 from sfumato.training import fit_mixture, train_cold, trainer
+from sfumato.training.cold_objective import ColdDiffusion, Degrader, objective, start_near_identity
 from sfumato.training.convnext_speed import for_training
 from sfumato.training.pictures import EmojiPictures, FolderPictures, held_out
-from sfumato.training.train_cold import ColdDiffusion, Degrader, objective, start_near_identity
 
 BLUR = DegradationSpec.of("blur", steps=3, routine="Constant", size=5, std=1.0)
 SMALL = ConvNextConfig(8, (1, 2), residual=True)

@@ -235,7 +235,10 @@ def test_a_network_that_makes_nan_is_named(cold, picture) -> None:
         ({"algorithm": 3}, "algorithm is 3; the paper has 1 and 2"),
         ({"mask": np.zeros((8, 16), bool)}, r"the mask has 8x16 pixels \(height x width\), the picture 16x16"),
         ({"original": np.zeros((16, 16, 3), np.uint8)}, "original is given for a clean picture"),
-        ({"size": (15, 16)}, r"15x16 pixels .* multiples of 4 of 4 to 64 pixels; pass size=\(12, 16\)"),
+        ({"size": (15, 16)}, r"15x16 pixels .* multiples of 4 of 4 to 64 pixels; pass size=\(16, 16\)"),
+        ({"size": (30, 43)}, r"pass size=\(28, 40\)"),
+        ({"size": (480, 640)}, r"pass size=\(48, 64\)"),
+        ({"size": (200, 99)}, r"pass size=\(64, 32\)"),
         ({"size": (128, 2)}, r"pass size=\(64, 4\)"),
         ({"batch_size": 0}, "batch_size is 0, need 1 or more"),
         ({"seed": "x"}, "seed is 'x', need a whole number"),
@@ -251,7 +254,9 @@ def test_what_cannot_be_restored_is_refused(cold, picture, options, message) -> 
 def test_odd_and_oblong_pictures_are_refused_with_a_size_that_fits(cold) -> None:
     with pytest.raises(ParameterError, match=r"17x19 pixels .*pass size=\(16, 16\)"):
         cold().restore(np.zeros((17, 19, 3), np.uint8))
-    with pytest.raises(ParameterError, match=r"16x32 pixels .*, square; pass size=\(16, 16\)"):
+    with pytest.raises(
+        ParameterError, match=r"16x32 pixels .*, square; pass size=\(16, 16\), which squeezes it unless"
+    ):
         cold(DegradationSpec.of("inpaint", steps=2)).restore(np.zeros((16, 32, 3), np.uint8))
     with pytest.raises(ImageError, match="does not exist"):
         cold().restore("nowhere.png")
