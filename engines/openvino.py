@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
 
 from ..errors import EngineError
 from .binding import Array, check_feeds
@@ -17,7 +15,9 @@ from .blobs import BlobStore
 from .engine import check_graph
 from .islands import ISLANDS
 from .manifest import NetworkSpec
+from .openvino_faults import VERSION, avoid_faults
 from .openvino_model import Turned, find_port, keep_compressed, port_facts, turn_weights, with_islands
+from .openvino_request import Compiled
 from .precision import Precision
 from .resident import dropped
 from .storage import cache_dir
@@ -34,20 +34,6 @@ BLOB_LIMIT = 512 << 20
 """Networks with more bytes of graph and weights stay out of the cache: a blob holds the weights once more."""
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-
-
-@dataclass
-class _Compiled:
-    """One network compiled for one set of shapes, with the buffers of its request."""
-
-    model: Any
-    request: Any
-    inputs: dict[str, Any]
-    outputs: dict[str, Array | None]
-    payload: Array | None
-    ports: dict[str, Any]
-    fed: dict[str, Array] = field(default_factory=dict[str, Array])
-    own: dict[str, Array] = field(default_factory=dict[str, Array])
 
 
 class OpenVinoEngine:
@@ -84,7 +70,7 @@ class OpenVinoEngine:
         self._shapes = max(1, shapes)
         self._cache = cache
         self._islands = precision != "fp32" and ISLANDS in spec.precision.keep_fp32
-        self._compiled: OrderedDict[Shapes, _Compiled] = OrderedDict()
+        self._compiled: OrderedDict[Shapes, Compiled] = OrderedDict()
         self._model: Any = None
         self._turned: Turned | None = None
         self._core: Any = _core()
@@ -109,13 +95,12 @@ class OpenVinoEngine:
         else:
             self._compiled.move_to_end(key)
         for name, array in feeds.items():
-            if compiled.fed.get(name) is not array:
-                _feed(compiled, name, array)
+            compiled.feed(name, array)
         try:
             compiled.request.infer(share_outputs=True)  # else it copies every output into a dictionary of its own
         except RuntimeError as error:
             raise EngineError(f"{self.spec.name}: OpenVINO failed while running ({_brief(error)})") from error
-        return {name: _output(compiled, name) for name in compiled.outputs}
+        return {name: compiled.output(name) for name in compiled.outputs}
 
     def close(self) -> None:
         """Free the compiled networks; see `Engine`."""
@@ -130,7 +115,9 @@ class OpenVinoEngine:
     ) -> None:
         self.close()
 
-    def _compile(self, key: Shapes) -> _Compiled:
+    def _compile(self, key: Shapes) -> Compiled:
+        import openvino
+
         while len(self._compiled) >= self._shapes:
             self._compiled.popitem(last=False)
         store = self._store(key)
@@ -141,7 +128,8 @@ class OpenVinoEngine:
                 with store.lock():
                     model, payload = self._load(store) or (self._build_and_store(key, store), None)
             self._prove(model)
-            compiled = self._prepare(model, payload)
+            check_graph(self.spec, "OpenVINO", port_facts(model, self.spec))
+            compiled = Compiled.of(openvino, model, self.spec, payload)
         except RuntimeError as error:
             shapes = ", ".join(f"{b.name}={shape}" for b, shape in zip(self.spec.inputs, key, strict=True))
             raise EngineError(f"{self.spec.name}: OpenVINO cannot compile it for {shapes} ({_brief(error)})") from error
@@ -161,6 +149,7 @@ class OpenVinoEngine:
             "cpu": facts.key,
             "cores": facts.cores,
             "config": self._config,
+            "faults": VERSION,
             "islands": self._islands,
             "shapes": [[binding.name, *shape] for binding, shape in zip(self.spec.inputs, key, strict=True)],
         }
@@ -191,19 +180,30 @@ class OpenVinoEngine:
 
         if self._model is None:
             graph: Path = self._bundle.file(self.spec.graph)
-            self._model = self._core.read_model(graph)
-            check_graph(self.spec, "OpenVINO", port_facts(self._model, self.spec))
+            whole = self._core.read_model(graph)
+            check_graph(self.spec, "OpenVINO", port_facts(whole, self.spec))
             if self._islands:
-                self._model = with_islands(openvino, self._core, self._model)
-            self._turned = turn_weights(openvino, self._model, cache_dir() / "build")
-            keep_compressed(self._model)
+                try:
+                    whole = with_islands(openvino, self._core, whole)
+                except OSError as error:
+                    folder = tempfile.gettempdir()
+                    raise EngineError(
+                        f"{self.spec.name}: its graph cannot be written to {folder} ({error}); "
+                        "make room there or set TMPDIR"
+                    ) from error
+            self._turned = turn_weights(openvino, whole, cache_dir() / "build")
+            keep_compressed(whole)
+            self._model = whole  # not before all is done to it: whoever interrupts this calls again
         model = self._model.clone()
         model.reshape(
             {find_port(model.inputs, b.name): list(shape) for b, shape in zip(self.spec.inputs, key, strict=True)}
         )
+        config = dict(self._config)
+        if self.precision != "fp32":
+            config |= avoid_faults(openvino, model)
         mapped = [self._bundle.file(path) for path in self.spec.weights]
         with dropped(mapped if self._turned is None else [*mapped, self._turned.path]):
-            return self._core.compile_model(model, "CPU", dict(self._config))
+            return self._core.compile_model(model, "CPU", config)
 
     def _prove(self, model: Any) -> None:
         """Refuse a silent change of precision."""
@@ -213,43 +213,6 @@ class OpenVinoEngine:
                 f"{self.spec.name}: OpenVINO was told {told} and computes in {done} on {detect().model}; "
                 "open it with precision='fp32'"
             )
-
-    def _prepare(self, model: Any, payload: Array | None) -> _Compiled:
-        import openvino
-
-        check_graph(self.spec, "OpenVINO", port_facts(model, self.spec))
-        request = model.create_infer_request()
-        outputs: dict[str, Array | None] = {}
-        ports: dict[str, Any] = {}
-        for binding in self.spec.outputs:
-            port = ports[binding.name] = find_port(model.outputs, binding.name)
-            if port.partial_shape.is_dynamic:
-                outputs[binding.name] = None
-                continue
-            array = np.zeros(tuple(port.shape), dtype=binding.dtype)
-            request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
-            outputs[binding.name] = array
-        inputs = {binding.name: find_port(model.inputs, binding.name) for binding in self.spec.inputs}
-        return _Compiled(model, request, inputs, outputs, payload, ports)
-
-
-def _feed(compiled: _Compiled, name: str, array: Array) -> None:
-    """Show the request an array where it lies, or a copy if it lies badly, is read-only or is one of the outputs."""
-    import openvino
-
-    kept = array
-    aliased = any(out is not None and np.may_share_memory(array, out) for out in compiled.outputs.values())
-    if aliased or not (array.flags.c_contiguous and array.flags.writeable):
-        kept = compiled.own.setdefault(name, np.empty(array.shape, array.dtype))
-        np.copyto(kept, array)
-    if compiled.fed.get(name) is not kept:
-        compiled.request.set_tensor(compiled.inputs[name], openvino.Tensor(kept, shared_memory=True))
-        compiled.fed[name] = kept
-
-
-def _output(compiled: _Compiled, name: str) -> Array:
-    array = compiled.outputs[name]
-    return np.array(compiled.request.get_tensor(compiled.ports[name]).data) if array is None else array
 
 
 @cache

@@ -71,7 +71,7 @@ class Turned:
     """Turned weights.
 
     Arguments:
-        path: Of the file, which is deleted.
+        path: Of the file, which has no name any more, as `resident.mapped_pages` finds it.
         bytes: The file, mapped.
     """
 
@@ -112,13 +112,22 @@ def _write(arrays: Iterable[Array], folder: Path) -> tuple[Turned, list[int]]:
     """Arrays one after another in a file that is mapped and then deleted, and where each begins."""
     offsets = list[int]()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.NamedTemporaryFile(prefix="turned-", dir=folder) as file:
+    # It never has a name where the system can do that, so that a process that is killed leaves nothing.
+    with tempfile.TemporaryFile(dir=folder) as file:
         for array in arrays:
             offsets.append(file.tell())
             file.write(np.ascontiguousarray(array).data)
             file.write(bytes(-file.tell() % 64))
         file.flush()
-        return Turned(Path(os.path.realpath(file.name)), np.memmap(file.name, dtype=np.uint8, mode="r")), offsets
+        return Turned(_mapped_as(file.fileno()), np.memmap(file, dtype=np.uint8, mode="r")), offsets
+
+
+def _mapped_as(descriptor: int) -> Path:
+    """What the system calls a file without a name in its list of mappings; "." where it has no such list."""
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)"))
+    except OSError:
+        return Path()
 
 
 def with_islands(openvino: Any, core: Any, model: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,6 +16,7 @@ from sfumato.engines.islands import ISLANDS, mark
 from sfumato.engines.manifest import Manifest, NetworkSpec
 from sfumato.engines.precision import PrecisionPlan
 from sfumato.engines.target import cpu_precision
+from sfumato.errors import EngineError
 
 XML = b"""<net><layers>
 <layer id="0" name="a" type="Parameter"/>
@@ -88,6 +90,42 @@ def test_openvino_keeps_islands_in_float32(bundle: Bundle) -> None:
         marked, plain = kinds(spec), kinds(replace(spec, precision=PrecisionPlan()))
         assert (marked["Reduce"], marked["FullyConnected"]) == ("f32", "bf16")
         assert (plain["Reduce"], plain["FullyConnected"]) == ("bf16", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "seen"),
+    [
+        ("turn_weights", KeyboardInterrupt(), KeyboardInterrupt),
+        ("with_islands", OSError(28, "No space left"), EngineError),
+    ],
+)
+def test_what_was_interrupted_begins_anew(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, seen: type[BaseException]
+) -> None:
+    """Not with a network that is half made: marks would be missing without a word."""
+    module = pytest.importorskip("sfumato.engines.openvino")
+    pytest.importorskip("openvino")
+    if cpu_precision() != "bf16":
+        pytest.skip("this processor does not compute in bf16")
+    x = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+    options = {"precision": "bf16", "threads": 1, "cache": False}
+    with module.OpenVinoEngine(bundle, bundle.network("net"), **options) as engine:
+        expected = engine(x=x)["y"].copy()
+    original = getattr(module, name)
+
+    def fails(openvino: Any, *rest: Any) -> Any:
+        original(openvino, *rest)  # as far as it changes what it is given
+        raise error
+
+    with module.OpenVinoEngine(bundle, bundle.network("net"), **options) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fails)
+            with pytest.raises(seen):
+                engine(x=x)
+        np.testing.assert_array_equal(engine(x=x)["y"], expected)
+        (compiled,) = engine._compiled.values()
+        info = [node.get_rt_info() for node in compiled.model.get_runtime_model().get_ops()]
+        assert {_text(i["layerType"]): _text(i["runtimePrecision"]) for i in info}["Reduce"] == "f32"
 
 
 def _text(value: object) -> str:
