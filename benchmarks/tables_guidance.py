@@ -46,7 +46,7 @@ def gradient(parts: dict[str, Any]) -> list[str]:
             for name, v in part["variants"].items()
         ]
         lines += table(f"A gradient: {part['title']}", head, rows)
-        predicted = f"{part['predicted'] / 1e9:.2f} GB at most"
+        predicted = f"{part['predicted'] / 1e9:.2f} GB at most on OpenVINO"
         turns = "Each variant was timed in turns with autograd in fp32."
         if not part["turns"]:
             turns = "Autograd in fp32 does not fit beside the others here; it was timed before them, not in turns."

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ExportError
 from ..networks.resample import upsample_nearest
 
 __all__ = ["decompositions"]
@@ -40,7 +41,7 @@ def _convolution(
     those not known yet included.
     """
     if mask[1] or mask[2]:
-        raise AssertionError("weights must be frozen before a gradient is traced")
+        raise ExportError("weights must be frozen before a gradient is traced; and a weight cannot depend on the input")
     axes = len(stride)
     if transposed:
         return aten.convolution(g, weight, None, stride, padding, dilation, False, [0] * axes, groups), None, None
@@ -74,14 +75,14 @@ def _average_pool(
     height, width = (*kernel, *kernel)[:2]
     ceil, _, divisor = (*rest, False, True, None)[:3] if len(rest) < 3 else rest
     if height != width or (stride and list(stride) != list(kernel)) or any(padding) or ceil or divisor:
-        raise AssertionError("only means over square, adjoining windows have a derivative here")
+        raise ExportError("only means over square, adjoining windows have a derivative here; write others out")
     return upsample_nearest(g, height) / (height * width)
 
 
 def _slice(g: Tensor, sizes: Sequence[Any], dim: int, start: Any, end: Any, step: int) -> Tensor:
     """Padding with zeros, where torch scatters into zeros."""
     if step != 1:
-        raise AssertionError("slices with a step have no derivative here")
+        raise ExportError("slices with a step have no derivative here; reshape and select instead")
     dim %= len(sizes)
     begin = 0 if start is None else start + sizes[dim] if isinstance(start, int) and start < 0 else start
     return _pad(g, len(sizes) - 1 - dim, begin, sizes[dim] - begin - g.shape[dim])

@@ -7,7 +7,6 @@ products, sums and element-wise operators, or with a derivative of its own. The 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,26 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
 from ..networks.resample import Filter, resample, resize_matrix, upsample_nearest
+from .gradient_attention import attention, linear, multi_head_attention
 
 __all__ = ["DifferentiableForms"]
-
-
-class _Linear(Function):
-    """x Wᵀ + b as one product over all rows; the derivative is g W."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = x.reshape(-1, x.shape[-1]).mm(weight.t())
-        return (y if bias is None else y + bias).reshape(*x.shape[:-1], weight.shape[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (weight,), (g,) = ctx.saved_tensors, gradients
-        return g.reshape(-1, g.shape[-1]).mm(weight).reshape(*g.shape[:-1], weight.shape[1]), None, None
 
 
 class _Normalize(Function):
@@ -69,11 +51,6 @@ def _normalize(x: Tensor, axes: int, eps: float) -> Tensor:
     return result[0]
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    result: Tensor = cast(Any, _Linear).apply(x, weight, bias)
-    return result
-
-
 def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -96,27 +73,6 @@ def _layer_norm(
     return y if bias is None else y + bias
 
 
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    if dropout_p or enable_gqa:
-        raise ExportError("attention with dropout or grouped queries has no explicit form here; write it out")
-    scores = (q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)) @ k.transpose(-1, -2)
-    if is_causal:
-        scores = scores + torch.full((q.shape[-2], k.shape[-2]), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    if attn_mask is not None:
-        boolean = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, -math.inf) if boolean else scores + attn_mask
-    return scores.softmax(-1) @ v
-
-
 def _interpolate(
     input: Tensor,
     size: Any = None,
@@ -128,37 +84,65 @@ def _interpolate(
 ) -> Tensor:
     if input.ndim != 4:
         raise ExportError(f"interpolate of {input.ndim} axes has no form here; give it pictures (B, C, H, W)")
-    height, width = input.shape[-2:]
+    sides = input.shape[-2:]
     if mode == "nearest":
-        return upsample_nearest(input, _whole_factor(size, scale_factor, height))
+        return upsample_nearest(input, _whole_factor(size, scale_factor, sides))
     if mode not in ("bilinear", "bicubic"):
         raise ExportError(f"interpolate in mode {mode!r} has no form here; use nearest, bilinear or bicubic")
+    scales: Sequence[float | None] = (None, None)
     if size is None:
-        factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
-        size = (int(height * factors[0]), int(width * factors[1]))
-    rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
+        factors = _pair(scale_factor)
+        size = [int(side * factor) for side, factor in zip(sides, factors, strict=True)]
+        if not recompute_scale_factor:  # torch steps by what it was told, not by what the whole sizes come to
+            scales = [1 / factor for factor in factors]
     kind: Filter = "bicubic" if mode == "bicubic" else "bilinear"
-    corners = bool(align_corners)
-    a = resize_matrix(rows, height, kind, antialias=antialias, align_corners=corners, like=input)
-    b = resize_matrix(columns, width, kind, antialias=antialias, align_corners=corners, like=input)
+    a, b = (
+        resize_matrix(out, side, kind, antialias=antialias, align_corners=bool(align_corners), like=input, scale=scale)
+        for out, side, scale in zip(_pair(size), sides, scales, strict=True)
+    )
     return resample(input, a, b)
 
 
-def _whole_factor(size: Any, scale_factor: Any, height: Any) -> int:
-    if size is not None:  # diffusers gives the size of the skip connection where that is not twice its own
-        first = size[0] if isinstance(size, (tuple, list)) else size
-        factor = first / height if isinstance(first, int) and isinstance(height, int) else 2
-    else:
-        factor = scale_factor[0] if isinstance(scale_factor, (tuple, list)) else scale_factor
-    if not float(factor).is_integer():
-        raise ExportError(f"nearest resize by {factor} has no form here; use a whole factor")
-    return int(factor)
+def _pair(value: Any) -> tuple[Any, Any]:
+    rows, columns = value if isinstance(value, (tuple, list, torch.Size)) else (value, value)
+    return rows, columns
 
 
-def _cross_entropy(x: Tensor, target: Tensor, *args: Any, **options: Any) -> Tensor:
-    """torch's exporter scales the gradient of the mean wrongly by the number of rows; so it is written out."""
-    reduction = options.pop("reduction", "mean")
-    if args or any(options.values()) or target.is_floating_point() or x.ndim != 2:
+def _whole_factor(size: Any, scale_factor: Any, sides: Sequence[Any]) -> int:
+    """What a nearest resize repeats pixels by. Of sizes that are symbols, only what algebra tells is known."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    if size is None:
+        rows, columns = _pair(scale_factor)
+        if rows == columns and float(rows).is_integer():
+            return int(rows)
+        raise ExportError(f"nearest resize by {rows} and {columns} has no form here; use one whole factor")
+    wanted = _pair(size)
+    for factor in range(1, 17):
+        if all(statically_known_true(out == factor * side) for out, side in zip(wanted, sides, strict=True)):
+            return factor
+    raise ExportError(
+        f"nearest resize of {tuple(sides)} to {tuple(wanted)} has no form here: no whole factor is known; "
+        "give a scale_factor, or the dimension a multiple that the network can halve"
+    )
+
+
+def _cross_entropy(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """torch's exporter scales the gradient of the mean wrongly by the number of rows; so it is written out.
+
+    Targets are classes, none of which is ignored.
+    """
+    unusual = weight is not None or label_smoothing != 0.0 or ignore_index != -100 or target.is_floating_point()
+    if unusual or size_average is not None or reduce is not None or x.ndim != 2:
         raise ExportError("cross_entropy with weights, smoothing or soft targets has no form here; write it out")
     hot = (torch.arange(x.shape[1], device=x.device)[None] == target[:, None]).to(x.dtype)
     rows = x.logsumexp(1) - (x * hot).sum(1)
@@ -166,10 +150,11 @@ def _cross_entropy(x: Tensor, target: Tensor, *args: Any, **options: Any) -> Ten
 
 
 _FORMS: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    functional.linear: _linear,
+    functional.linear: linear,
     functional.group_norm: _group_norm,
     functional.layer_norm: _layer_norm,
-    functional.scaled_dot_product_attention: _attention,
+    functional.scaled_dot_product_attention: attention,
+    functional.multi_head_attention_forward: multi_head_attention,
     functional.interpolate: _interpolate,
     functional.cross_entropy: _cross_entropy,
 }

@@ -89,14 +89,17 @@ class Network:
     variants: tuple[int, ...] = (1,)
 
     def sizes(self, variant: int) -> dict[str, int]:
-        """Small extents for every dimension; variant 0 is traced, variant 1, all other, is checked."""
+        """Small extents for every dimension; variant 0 is traced, variant 1 checked: all others, if they can be."""
         result = {}
         free = [(name, d) for name, d in self.dimensions.items() if name not in self.derived]
         for index, (name, d) in enumerate(free):
             # Neighbouring dimensions differ, so that height and width cannot be mistaken for each other.
             units = 2 + (index % 3 + variant) % 3
             smallest = -(-max(d.min, 2) // d.multiple)
-            result[name] = min(max(units, smallest + variant) * d.multiple, d.max)
+            extent = min(max(units, smallest + variant) * d.multiple, d.max)
+            # Where there is no room for a larger one, the second is the smallest.
+            short = variant % 2 and extent == min(max(2 + index % 3, smallest) * d.multiple, d.max)
+            result[name] = d.min if short else extent
         return result | {name: extent(result) for name, extent in self.derived.items()}
 
     def example(self, module: nn.Module, sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, Tensor]:

@@ -13,7 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..errors import ExportError
 from ..networks.maps import MapRecorder
 from .gradient_forward import DifferentiableForms
 
@@ -73,15 +75,22 @@ def recomputed(module: nn.Module, recorder: MapRecorder | None = None) -> Genera
     Arguments:
         module: The network.
         recorder: What its attention maps go to; those made inside a block become outputs of the block.
+
+    Raises:
+        ExportError: It has no such blocks, so that everything would be kept.
     """
     blocks = list(_outermost(module))
+    if not blocks:
+        raise ExportError(f"nothing can be recomputed: no block is one of {', '.join(sorted(BLOCKS))}; keep everything")
+    own = [{name: value for name, value in vars(block).items() if name == "forward"} for block in blocks]
     try:
         for block in blocks:
             block.forward = _wrapped(block.forward, recorder)
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             del block.forward  # the class's own again
+            vars(block).update(forward)
 
 
 def _outermost(module: nn.Module) -> Generator[nn.Module]:
@@ -94,17 +103,21 @@ def _outermost(module: nn.Module) -> Generator[nn.Module]:
 
 def _wrapped(forward: Callable[..., Any], recorder: MapRecorder | None) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
-        names, shape = list(options), list[bool]()
+        # Tensors in containers are seen by autograd only if they are arguments of their own.
+        leaves, structure = tree_flatten((args, options))
+        shape = list[bool]()
 
         def inner(*values: Any) -> tuple[Tensor, ...]:
             before = 0 if recorder is None else len(recorder.items)
-            result = forward(*values[: len(args)], **dict(zip(names, values[len(args) :], strict=True)))
+            given, named = tree_unflatten(values, structure)
+            result = forward(*given, **named)
             shape[:] = [isinstance(result, tuple)]
             outputs = result if isinstance(result, tuple) else (result,)
+            if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
+                raise ExportError("a block that is recomputed must give one tensor; keep everything")
             return (*outputs, *(() if recorder is None else recorder.take(before)))
 
-        # How many outputs are the block's own is known only after a run; blocks give one.
-        outputs = cast(Any, _Recompute).apply(inner, *args, *options.values())
+        outputs = cast(Any, _Recompute).apply(inner, *leaves)
         own, maps = outputs[0], outputs[1:]
         if recorder is not None:
             recorder.items += maps

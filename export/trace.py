@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Collection, Generator, Mapping
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ..engines.binding import Binding, Dimension
 from ..errors import ExportError
@@ -69,6 +71,8 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
         ):
             count = len(network.outputs)
             gradient = capture(module, given, axes, count) if isinstance(module, Differentiated) else None
+            if gradient is not None:
+                _check_free(network, gradient, multiples)
             program = torch.onnx.export(
                 module if gradient is None else gradient,
                 given if gradient is None else (),
@@ -86,11 +90,42 @@ def trace(network: Network, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
     except ExportError as error:
         raise ExportError(f"{network.name}: {error}") from error
     except Exception as error:  # the exporter raises many kinds of its own
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
-            f"{network.name}: torch cannot trace it over {', '.join(network.dimensions)} ({reason}); "
+            f"{network.name}: torch cannot trace it over {', '.join(network.dimensions)} ({_reason(error)}); "
             "see the chained error, or give the dimension a multiple that the network can halve"
         ) from error
+
+
+_NO_FORM = "No ONNX function found"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def _reason(error: BaseException) -> str:
+    """The line of a chain of errors that says what is wrong: the operator without a form, else how it begins."""
+    chain, at = list[str](), cast("BaseException | None", error)
+    while at is not None:
+        chain += [_COLOURS.sub("", line).strip() for line in str(at).splitlines()] or [type(at).__name__]
+        at = at.__cause__ or at.__context__
+    lines = [line for line in chain if line]
+    return next((line for line in lines if _NO_FORM in line), lines[0] if lines else type(error).__name__)
+
+
+def _check_free(network: Network, program: ExportedProgram, multiples: tuple[Multiples, ...]) -> None:
+    """Refuse a dimension that the module made a number of: torch does that without a word where it infers ranges."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    found = [values[str(name)] for name in program.graph_signature.user_inputs]
+    for binding, value, parts in zip(network.inputs, found, multiples, strict=True):
+        for axis, extent in enumerate(binding.shape):
+            allowed = network.dimensions.get(extent) if isinstance(extent, str) else None
+            if allowed is None or allowed.min == allowed.max:
+                continue
+            at = value.shape[place(axis, parts)]
+            bounds = None if isinstance(at, int) else program.range_constraints.get(at.node.expr)
+            if isinstance(at, int) or (bounds is not None and bounds.lower == bounds.upper):
+                raise ExportError(
+                    f"the module takes {extent} of {binding.name!r} for a number, by int(…) of a size perhaps; "
+                    "calculate with the size itself, or give the dimension one extent"
+                )
 
 
 def _dynamic_axes(

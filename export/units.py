@@ -48,7 +48,7 @@ def _whole(x: Tensor, multiples: Multiples) -> Tensor:
 @contextmanager
 def joined(module: nn.Module, multiples: Sequence[Multiples]) -> Generator[None]:
     """While open, `module` takes inputs as `split` gives them. Names of its weights stay what they are."""
-    original = module.forward
+    original, own = module.forward, vars(module).get("forward")
 
     @functools.wraps(original)
     def forward(*inputs: Tensor) -> object:
@@ -59,6 +59,8 @@ def joined(module: nn.Module, multiples: Sequence[Multiples]) -> Generator[None]
         yield
     finally:
         del module.forward  # the class's own again
+        if own is not None:
+            module.forward = own
 
 
 def join(graph: ir.Graph, multiples: Sequence[Multiples]) -> None:

@@ -12,6 +12,7 @@ they load; in the file the weight stays one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -21,6 +22,7 @@ __all__ = ["cast_last", "untie_square_weights"]
 
 _THROUGH = ("Cast", "Transpose", "DequantizeLinear")
 _MOVES = ("Transpose", "Slice")
+_Use: TypeAlias = "tuple[str, tuple[int, ...], tuple[int, ...]]"
 _PRODUCTS = {"MatMul": "product", "Gemm": "product", "Conv": "Conv", "ConvTranspose": "ConvTranspose"}
 
 
@@ -31,10 +33,10 @@ def untie_square_weights(model: ir.Model) -> int:
         shape = [] if value.const_value is None else [n for n in value.const_value.shape if isinstance(n, int)]
         if len(shape) < 2 or shape[0] != shape[1]:
             continue
-        first: tuple[str, bool] | None = None
-        made: dict[tuple[str, bool], ir.Value] = {}
+        first: _Use | None = None
+        made: dict[_Use, ir.Value] = {}
         for path, user, index in list(_products(value)):
-            key = (_PRODUCTS[user.op_type], _turned(path, user))
+            key = (_PRODUCTS[user.op_type], *_read(path, user, len(shape)))
             first = first or key
             if key == first:
                 continue
@@ -91,9 +93,18 @@ def _products(value: ir.Value) -> Iterator[tuple[tuple[ir.Node, ...], ir.Node, i
                 stack.append((node.outputs[0], (*path, node)))
 
 
-def _turned(path: tuple[ir.Node, ...], user: ir.Node) -> bool:
-    turns = sum(node.op_type == "Transpose" for node in path)
-    return bool((turns + (user.op_type == "Gemm" and bool(user.attributes.get_int("transB", 0)))) % 2)
+def _read(path: tuple[ir.Node, ...], user: ir.Node, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How a product reads a weight: its axes in the order that all transposes together give, and the casts between."""
+    axes, casts = tuple(range(rank)), list[int]()
+    for node in path:
+        if node.op_type == "Transpose":
+            order = node.attributes.get_ints("perm", tuple(reversed(range(rank))))
+            axes = tuple(axes[i] for i in order)
+        elif node.op_type == "Cast":
+            casts.append(node.attributes["to"].as_int())
+    if user.op_type == "Gemm" and bool(user.attributes.get_int("transB", 0)):
+        axes = (*axes[:-2], axes[-1], axes[-2])
+    return axes, tuple(casts)
 
 
 def _apart(graph: ir.Graph, value: ir.Value, path: tuple[ir.Node, ...], name: str) -> ir.Value:

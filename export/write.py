@@ -132,8 +132,10 @@ def _shared(writer: BundleWriter, network: Network) -> Path | None:
 
 def _run(network: Network, module: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     module.eval().requires_grad_(False)
+    # What a graph is held against must not share its forms: a gradient that recomputes is held against one that keeps.
+    torchs = module.plain() if isinstance(module, Differentiated) else module
     with torch.no_grad():
-        result = module(*(inputs[b.name] for b in network.inputs))
+        result = torchs(*(inputs[b.name] for b in network.inputs))
     results = result if isinstance(result, tuple) else (result,)
     if len(results) != len(network.outputs):
         names = ", ".join(b.name for b in network.outputs)

@@ -51,6 +51,7 @@ def resize_matrix(
     antialias: bool = False,
     align_corners: bool = False,
     like: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """The matrix (out, size) of ``interpolate`` from `size` to `out` along one axis.
 
@@ -61,13 +62,14 @@ def resize_matrix(
         antialias: Widen the kernel when shrinking, as torch does with ``antialias=True``.
         align_corners: As torch's.
         like: Gives type and device, float32 on the CPU without it.
+        scale: Pixels there are for one that is made, ``size / out`` without it; torch steps by 1 / scale_factor.
     """
     dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
     index = torch.arange(out, dtype=dtype, device=device)[:, None]
-    scale = torch.as_tensor(size / out, dtype=index.dtype, device=index.device)
-    source = index * ((size - 1) / max(out - 1, 1)) if align_corners else (index + 0.5) * scale - 0.5
-    low, high = torch.zeros_like(scale), torch.full_like(scale, float(size - 1))
-    return _weights(source, low, high, scale, size, kind, antialias)
+    step = torch.as_tensor(size / out if scale is None else scale, dtype=index.dtype, device=index.device)
+    source = index * ((size - 1) / max(out - 1, 1)) if align_corners else (index + 0.5) * step - 0.5
+    low, high = torch.zeros_like(step), torch.full_like(step, float(size - 1))
+    return _weights(source, low, high, step, size, kind, antialias)
 
 
 def crop_matrix(

@@ -7,6 +7,7 @@ was exported). Both are called in the same way, and a test holds them equal.
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
     from ..engines.bundle import Bundle
     from .autograd import AutogradGradient
 
-__all__ = ["Condition", "EngineGradient", "Feeds", "Gradient", "first_input", "gradient_output", "open_gradient"]
+__all__ = [
+    "Condition",
+    "EngineGradient",
+    "Feeds",
+    "Gradient",
+    "check_input",
+    "first_input",
+    "gradient_output",
+    "open_gradient",
+]
 
 Condition: TypeAlias = "Array | float"
 """An input of the network, or a number that fills it."""
@@ -35,7 +45,7 @@ class Gradient(Protocol):
         """The loss, and its derivative by x (shape of x).
 
         Raises:
-            NonFiniteError: Either holds NaN or infinity.
+            NonFiniteError: Either holds NaN or infinity, or any other output of the network does.
         """
         ...
 
@@ -43,7 +53,7 @@ class Gradient(Protocol):
 class Feeds:
     """The inputs of a network from what a caller has: numbers fill buffers, arrays are read where they lie.
 
-    Buffers are made at the first call of a shape and used again.
+    Buffers are made at the first call of a shape and used again. What speaks DLPack and is not NumPy's passes as it is.
     """
 
     def __init__(self, spec: NetworkSpec, fixed: dict[str, Condition]) -> None:
@@ -72,11 +82,24 @@ class Feeds:
         if isinstance(value, np.ndarray):
             if value.dtype == binding.dtype and value.flags.c_contiguous:
                 return value
+            if not np.can_cast(value.dtype, binding.dtype, "same_kind"):
+                raise BindingError(
+                    f"{self._spec.name}: input {binding.name!r} is {value.dtype}, the graph has {binding.dtype}; "
+                    f"pass it as {binding.dtype}"
+                )
             buffer = self._buffer(binding, value.shape)
-            np.copyto(buffer, value, casting="same_kind")
-        else:
+            np.copyto(buffer, value)
+        elif isinstance(value, numbers.Real):
             buffer = self._buffer(binding, resolve(binding, symbols))
             buffer.fill(value)
+        elif hasattr(value, "__dlpack__"):
+            foreign: Array = cast(Any, value)
+            return foreign
+        else:
+            raise BindingError(
+                f"{self._spec.name}: input {binding.name!r} is a {type(value).__name__}, need {binding}; "
+                "pass a NumPy array or a number"
+            )
         return buffer
 
     def _buffer(self, binding: Binding, shape: tuple[int, ...]) -> Array:
@@ -106,7 +129,7 @@ class EngineGradient:
         self._name = gradient_output(engine.spec, of)
         self._first = first_input(engine.spec, of)
         self._feeds = Feeds(engine.spec, fixed)
-        self._finite = np.empty(0, dtype=np.bool_)
+        self._finite: dict[str, Array] = {}
         self.outputs: dict[str, Array] = {}
         self.step: int | None = None
 
@@ -120,16 +143,27 @@ class EngineGradient:
         return self.outputs.get("prediction")
 
     def __call__(self, x: Array, **condition: Condition) -> tuple[float, Array]:
-        """See `Gradient`; a number, e.g. ``t=981``, fills an input."""
-        self.outputs = outputs = self._engine(**self._feeds(self._first, x, condition))
-        gradient, loss = outputs[self._name], float(outputs["loss"].reshape(-1)[0])
-        if not np.isfinite(loss):
-            raise NonFiniteError(self.network, self.step, "loss")
-        if self._finite.shape != gradient.shape:
-            self._finite = np.empty(gradient.shape, dtype=np.bool_)
-        if not np.isfinite(gradient, out=self._finite).all():
-            raise NonFiniteError(self.network, self.step, self._name)
-        return loss, gradient
+        """See `Gradient`; a number, e.g. ``t=981``, fills an input. Arrays are NumPy's: the engine brings them over."""
+        feeds = self._feeds(self._first, x, condition)
+        for name, value in feeds.items():
+            if not isinstance(cast(object, value), np.ndarray):
+                raise BindingError(
+                    f"{self.network}: input {name!r} is a {type(value).__name__}, compiled gradients take NumPy "
+                    "arrays; copy it to the host, or open the gradient with backend='torch'"
+                )
+        outputs = self._engine(**feeds)
+        for name in dict.fromkeys(("loss", self._name, *outputs)):
+            self._check(name, outputs[name])
+        self.outputs = outputs
+        return float(outputs["loss"].reshape(-1)[0]), outputs[self._name]
+
+    def _check(self, name: str, array: Array) -> None:
+        if array.dtype.kind == "f":
+            finite = self._finite.get(name)
+            if finite is None or finite.shape != array.shape:
+                finite = self._finite[name] = np.empty(array.shape, dtype=np.bool_)
+            if not np.isfinite(array, out=finite).all():
+                raise NonFiniteError(self.network, self.step, name)
 
     def close(self) -> None:
         """Close the engine."""
@@ -148,15 +182,25 @@ def first_input(spec: NetworkSpec, of: str) -> str:
     return "x" if any(binding.name == "x" for binding in spec.inputs) else of
 
 
+def check_input(spec: NetworkSpec, of: str) -> None:
+    """Raise `BindingError` if a network has no input `of` to differentiate by."""
+    inputs = [binding.name for binding in spec.inputs if binding.dtype == "float32"]
+    if of not in inputs:
+        raise BindingError(
+            f"{spec.name}: cannot differentiate by {of!r}, its inputs are {', '.join(inputs)}; name one of them"
+        )
+
+
 def gradient_output(spec: NetworkSpec, of: str) -> str:
-    """The output of a network that is the derivative of its ``loss`` by the input `of`.
+    """The output of a network that is the derivative of its ``loss`` by the input `of`: ``gradient`` is by x.
 
     Raises:
+        BindingError: It has no such input.
         EngineError: It has no such output.
     """
+    check_input(spec, of)
     names = {binding.name for binding in spec.outputs}
-    several = sorted(n for n in names if n.startswith("gradient_"))
-    name = f"gradient_{of}" if several else "gradient"
+    name = "gradient" if of == "x" and "gradient" in names else f"gradient_{of}"
     if "loss" not in names or name not in names:
         raise EngineError(
             f"{spec.name}: has no outputs 'loss' and {name!r}, it gives {', '.join(sorted(names))}; "
@@ -185,11 +229,14 @@ def open_gradient(
         precision: As `open_engine`'s; "torch" computes in fp32.
         threads: As `open_engine`'s.
         of: The input to differentiate by.
-        loss: For "torch" and a network without a loss of its own ("unet_maps"): which to take of its outputs.
+        loss: For "torch" and a network without a loss of its own ("unet_maps"): which to take of its outputs. A
+            compiled gradient has its own, and ignores this.
         fixed: Inputs that are the same in every call.
 
     Raises:
         BundleError: The bundle has no such network.
+        BindingError: The network has no such inputs.
+        ParameterError: No loss has this name.
         MissingDependency: The backend is not installed.
         EngineError: The network has no gradient and the backend cannot make one.
     """

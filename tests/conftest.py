@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         folder, done = root / name, root / f"{name}.done"
         with locked(folder):
             if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what another worker failed at
                 make(folder)
                 done.touch()
         return folder

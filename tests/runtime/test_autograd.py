@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sfumato.engines.bundle import Bundle
-from sfumato.errors import EngineError, ParameterError
+from sfumato.errors import BindingError, EngineError, NonFiniteError, ParameterError
 from sfumato.runtime.gradient import open_gradient
 
 BLOCKED = """
@@ -42,3 +43,34 @@ def test_a_network_without_a_loss_needs_one_named(tiny_ldm: Path) -> None:
         open_gradient(bundle, "unet", backend="torch", loss="likeness")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="has no outputs"):
         open_gradient(bundle, "unet", backend="onnxruntime")
+
+
+def test_tensors_go_in_and_out_without_numpy(tiny_ldm: Path, tmp_path: Path) -> None:
+    """Whatever speaks DLPack; on a GPU these are `DeviceArray`s or tensors of any library."""
+    torch = pytest.importorskip("torch")
+    import tiny_p2p
+
+    rng = np.random.default_rng(0)
+    feeds = {
+        "x": rng.standard_normal((2, 4, 8, 8)),
+        "t": np.array([1, 900]),
+        "context": rng.standard_normal((2, tiny_p2p.TOKENS, tiny_p2p.WIDTH)),
+        "reference_00": rng.random((2, 1, 64, tiny_p2p.TOKENS)),
+    }
+    feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+    bundle = tiny_p2p.write(tiny_ldm, tmp_path / "b")
+    with open_gradient(bundle, "unet_maps", backend="torch", loss="attention_maps") as gradient:
+        loss, expected = gradient(**feeds)
+        prediction = gradient.prediction.copy()  # type: ignore[union-attr]
+        tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+        again, result = gradient(**tensors)
+        assert again == loss and isinstance(result, torch.Tensor)
+        np.testing.assert_array_equal(result.numpy(), expected)
+        np.testing.assert_array_equal(np.asarray(gradient.prediction), prediction)
+        with pytest.raises(BindingError, match="float64"):
+            gradient(**(tensors | {"x": tensors["x"].double()}))
+        with pytest.raises(BindingError, match="bfloat16"):
+            gradient(**(tensors | {"x": tensors["x"].bfloat16()}))
+        with pytest.raises(NonFiniteError) as caught:
+            gradient(**(tensors | {"x": tensors["x"] * float("nan")}))
+        assert caught.value.tensor in ("loss", "gradient")

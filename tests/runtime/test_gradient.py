@@ -49,6 +49,14 @@ class Quadratic:
         self.closed = True
 
 
+class FromElsewhere:
+    """An array of another library."""
+
+    shape = (1, 2)
+
+    def __dlpack__(self) -> None: ...
+
+
 def gradient(**fixed: Any) -> tuple[Any, Quadratic]:
     engine = Quadratic()
     return EngineGradient(engine, **fixed), engine  # type: ignore[arg-type]
@@ -105,6 +113,28 @@ def test_what_is_not_finite_is_named_with_its_step(tensor: str, value: float) ->
     assert (caught.value.network, caught.value.step, caught.value.tensor) == ("quadratic", 12, tensor)
 
 
+def test_a_prediction_that_is_not_finite_is_named_too() -> None:
+    g, _ = gradient(context=np.ones((2, 3), np.float32), t=np.array([1.0, np.inf], np.float32))
+    g.step = 3
+    with pytest.raises(NonFiniteError) as caught:
+        g(np.ones((2, 2), np.float32))
+    assert (caught.value.step, caught.value.tensor) == (3, "prediction")
+    assert g.prediction is None
+
+
+@pytest.mark.parametrize(
+    ("context", "why"),
+    [
+        ([[1.0, 2.0]], "is a list"),
+        (np.ones((1, 2), np.complex64), "complex64"),
+        (FromElsewhere(), "is a FromElsewhere, compiled"),
+    ],
+)
+def test_what_is_no_array_is_refused(context: Any, why: str) -> None:
+    with pytest.raises(BindingError, match=why):
+        gradient(context=context)[0](np.ones((1, 2), np.float32), t=0.0)
+
+
 class Broken:
     """An engine whose gradient overflowed while its loss did not."""
 
@@ -145,6 +175,13 @@ def test_one_of_several_gradients() -> None:
     np.testing.assert_array_equal(g(np.ones((2, 2), np.float32), context=context)[1], 2 * context)
     with pytest.raises(EngineError, match="gradient_t"):
         EngineGradient(Two(spec), of="t")  # type: ignore[arg-type]
+    with pytest.raises(BindingError, match="by 'z', its inputs are x, t, context"):
+        EngineGradient(Two(spec), of="z")  # type: ignore[arg-type]
+
+
+def test_gradient_is_by_x_alone() -> None:
+    with pytest.raises(EngineError, match="gradient_context"):
+        EngineGradient(Quadratic(), of="context")  # type: ignore[arg-type]
 
 
 def test_closing_closes_the_engine() -> None:
