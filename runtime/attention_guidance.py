@@ -32,11 +32,13 @@ def check_guidance(scale: float, amount: float, kept: str) -> None:
     """Raise `ParameterError` for options that `AttentionEdit` does not take; see there."""
     if not 1 < scale < np.inf:
         raise ParameterError(
-            f"guidance scale is {scale}, the edit direction is added to the conditional half, which at 1 and below "
+            f"guidance scale is {scale:g}, the edit direction is added to the conditional half, which at 1 and below "
             "is not used: nothing would change; pass a scale above 1, 5 is usual"
         )
-    if not 0 <= amount < np.inf:
-        raise ParameterError(f"the amount of attention guidance is {amount}, need 0 or more; 0.1 is usual")
+    if not 0 <= amount <= float(np.finfo(np.float32).max):  # infinite times a gradient of 0 would be NaN
+        raise ParameterError(
+            f"the amount of attention guidance is {amount:g}, need 0 or more that float32 holds; 0.1 is usual"
+        )
     if kept not in get_args(Kept):
         raise ParameterError(f"kept is {kept!r}, need {' or '.join(get_args(Kept))}; pass one of these")
 
@@ -145,6 +147,7 @@ class AttentionEdit:
         self._reference = context[:1] if self._alike else context
         self._edited = context.copy()
         self._edited[1:] += delta
+        self._doubled: dict[str, Array] = {}  # the one row's maps twice, in memory that every step writes again
 
     def run(
         self,
@@ -238,7 +241,7 @@ class AttentionEdit:
         if index == 0 and self.apart:
             parts = parts[1:]  # the negative copy is still the reference itself, where the loss has its minimum
         for rows in parts:
-            own = {name: self._rows(m, rows) for name, m in references.items()}
+            own = {name: self._rows(name, m, rows) for name, m in references.items()}
             value, part = _call(self.guide, copies[rows], t, index, context=self._edited[rows], **own)
             check_finite("unet_gradient", index, loss=np.asarray(value), gradient=part)
             # The published loss is a mean over the rows of both copies.
@@ -253,11 +256,17 @@ class AttentionEdit:
         copies -= np.float32(self.amount) * gradient
         return loss, gradient
 
-    def _rows(self, reference: Array, rows: slice) -> Array:
+    def _rows(self, name: str, reference: Array, rows: slice) -> Array:
         if len(reference) == 2:
             return reference[rows]
-        count = rows.stop - rows.start
-        return reference if count == 1 else np.repeat(reference, count, axis=0)
+        if rows.stop - rows.start == 1:
+            return reference
+        shape = (2, *reference.shape[1:])
+        doubled = self._doubled.get(name)
+        if doubled is None or doubled.shape != shape:
+            doubled = self._doubled[name] = np.empty(shape, dtype=reference.dtype)
+        np.copyto(doubled, reference)
+        return doubled
 
     def _check_length(self, copies: Array, gradient: Array, t: float, index: int) -> None:
         moved = self.amount * float(np.sqrt(np.square(gradient, dtype=np.float64).sum()))
@@ -265,7 +274,7 @@ class AttentionEdit:
         if moved > whole:
             raise ParameterError(
                 f"attention guidance diverges at step {index} (t = {t:g}): with an amount of {self.amount:g} it moves "
-                f"the latent by {moved / whole:.1f} times its own length; pass a smaller one, such as "
+                f"the latent by {moved / whole:.3g} times its own length; pass a smaller one, such as "
                 f"{self.amount * 0.1 * whole / moved:.1g}"
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ class Direction:
     sentences: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.delta, np.ndarray):
+            raise DirectionError(
+                f"a direction is of type {type(self.delta).__name__}, need a NumPy array, float32 (1, tokens, width); "
+                "make it with `sfumato direction`"
+            )
         if self.delta.dtype != np.float32 or self.delta.ndim != 3 or len(self.delta) != 1 or not self.delta.size:
             raise DirectionError(
                 f"a direction is {self.delta.dtype} {self.delta.shape}, need float32 (1, tokens, width); "
@@ -104,7 +110,12 @@ class Direction:
         Raises:
             DirectionError: It is another kind of file, or a broken one.
         """
-        where = os.fspath(path)
+        if not isinstance(path, (str, os.PathLike)):
+            raise DirectionError(
+                f"a direction is given as {type(path).__name__}, need a Direction, or the path of its .npz file; "
+                "make one with `sfumato direction`"
+            )
+        where = os.fsdecode(path)
         if where.endswith((".pt", ".pth")):
             raise DirectionError(
                 f"{where}: holds one side of a direction; join two: "
@@ -123,6 +134,10 @@ class Direction:
         except DirectionError as error:
             raise DirectionError(f"{where}: {error}") from error
         except Exception as error:  # NumPy and zipfile raise many kinds
+            if not zipfile.is_zipfile(where):  # NumPy then speaks of pickles, which nobody meant
+                raise DirectionError(
+                    f"{where}: is not an .npz of sfumato direction, or is cut short; make one with `sfumato direction`"
+                ) from error
             raise DirectionError(
                 f"{where}: is no edit direction ({type(error).__name__}: {error}); make one with `sfumato direction`"
             ) from error

@@ -5,6 +5,7 @@ Nothing here runs unless an address is given: sfumato itself calls no service. S
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from ..errors import EndpointError, ParameterError
-from .sentences import MAX_SENTENCES, clean_sentences
+from .sentences import check_count, clean_sentences
 
 __all__ = ["Endpoint"]
 
@@ -41,11 +42,14 @@ class Endpoint:
     timeout: float = 120.0
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.username or parts.password:
+        if not _is_address(self.url):
             raise ParameterError(
-                f"the endpoint {parts.hostname or self.url!r} is no http or https address without a password; "
+                f"the endpoint {self.url.rpartition('@')[2]!r} is no http or https address without a password; "
                 "pass such as http://127.0.0.1:8080/v1"
+            )
+        if not (self.key.isascii() and self.key.isprintable()):  # else the message of http.client would show it
+            raise ParameterError(
+                "the key of the endpoint holds a line break, or a character that no header can carry; pass it without"
             )
         if not self.timeout > 0:
             raise ParameterError(f"timeout is {self.timeout}, need seconds above 0")
@@ -60,8 +64,7 @@ class Endpoint:
             EndpointError: The service cannot be reached, refuses, or repeats itself before a tenth is there.
             ParameterError: `count` is out of range.
         """
-        if isinstance(count, bool) or not 1 <= count <= MAX_SENTENCES:
-            raise ParameterError(f"count is {count!r}, need 1 to {MAX_SENTENCES} sentences; 500 is usual")
+        check_count(count)
         found: dict[str, None] = {}
         barren = 0
         while len(found) < count and barren < 3:
@@ -90,11 +93,14 @@ class Endpoint:
         except urllib.error.HTTPError as error:
             with error:
                 raise EndpointError(
-                    f"{address}: answers {error.code} {error.reason}; check the address, the model and the key"
+                    f"{address}: answers {error.code} {_shown(error.reason)}; check the address, the model and the key"
                 ) from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise EndpointError(f"{address}: cannot be reached ({reason}); check the address") from error
+            raise EndpointError(f"{address}: cannot be reached ({_shown(reason)}); check the address") from error
+        except http.client.HTTPException as error:
+            said = _shown(f"{type(error).__name__}: {error}")
+            raise EndpointError(f"{address}: does not answer as HTTP has it ({said}); check the address") from error
         return self._content(address, data)
 
     def _content(self, address: str, data: bytes) -> str:
@@ -118,6 +124,23 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
+
+
+def _is_address(url: str) -> bool:
+    """Whether `url` is a whole http or https address without user and password."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # read here, since a port that is no number raises
+    except ValueError:
+        return False
+    plain = url.isprintable() and " " not in url
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+
+
+def _shown(words: object) -> str:
+    """A service's words in one line, shortened."""
+    text = str(words)
+    return (text if text.isprintable() else repr(text))[:200]
 
 
 def _request(word: str, count: int, again: int) -> str:

@@ -20,11 +20,12 @@ import numpy as np
 from ..engines.binding import Array
 from ..engines.engine import check_finite
 from ..errors import Cancelled, NonFiniteError, ParameterError
-from .denoiser import Denoiser, Prediction
+from .denoiser import Denoiser, Parametrization, Prediction, PredictionKind
 from .sampler import StepInfo
 from .schedule import Schedule
+from .spacings import check_steps
 
-__all__ = ["Climb", "diffusers_climbs", "invert", "official_climbs", "plain_climbs"]
+__all__ = ["Climb", "diffusers_climbs", "edit_timesteps", "invert", "official_climbs", "plain_climbs"]
 
 
 class Climb(NamedTuple):
@@ -32,7 +33,8 @@ class Climb(NamedTuple):
 
     Arguments:
         t: Timestep index that the network is asked at.
-        begin: Timestep index that x is taken to stand at before the step, -1 when clean.
+        begin: Timestep index that x is taken to stand at before the step, -1 when clean; there too the output of a
+            network that predicts v or x0 is turned into noise.
         end: Timestep index that x stands at after it.
     """
 
@@ -61,7 +63,7 @@ def official_climbs(schedule: Schedule, steps: int) -> list[Climb]:
     """
     if steps < 3:
         raise ParameterError(f"steps is {steps}, the official inversion leaves two of them out; pass 3 or more")
-    times, stride = _leading(schedule, steps)
+    times, stride = _leading(schedule, steps)  # of T steps the last would lie outside the schedule, and is left out
     return [Climb(t, t - 1, t + stride - 1) for t in times[1:-1]]
 
 
@@ -70,13 +72,31 @@ def diffusers_climbs(schedule: Schedule, steps: int) -> list[Climb]:
 
     The first begins at alphas_bar[0], as ``set_alpha_to_one=False`` of Stable Diffusion has it.
     """
-    times, stride = _leading(schedule, steps)
+    times = edit_timesteps(schedule, steps)
+    stride = len(schedule) // steps
     return [Climb(t, max(t - stride, 0), t) for t in times]
 
 
+def edit_timesteps(schedule: Schedule, steps: int) -> list[int]:
+    """The ascending list 1, 1 + r, … (r = T // steps) of pix2pix-zero and diffusers.
+
+    Raises:
+        ParameterError: `steps` is not in 1 … T, or the list leaves the schedule: it does for T steps.
+    """
+    times, _ = _leading(schedule, steps)
+    last = len(schedule) - 1
+    if times[-1] > last:
+        raise ParameterError(
+            f"steps is {steps}, and as the first timestep is 1 the last would be {times[-1]}, but the schedule has "
+            f"0 … {last}; pass {last} steps or fewer"
+        )
+    return times
+
+
 def _leading(schedule: Schedule, steps: int) -> tuple[list[int], int]:
-    times = schedule.timesteps(steps, spacing="leading", offset=1)
-    return [int(t) for t in reversed(times)], len(schedule) // steps
+    check_steps(steps, len(schedule))
+    stride = len(schedule) // steps
+    return [1 + i * stride for i in range(steps)], stride
 
 
 def invert(
@@ -85,6 +105,7 @@ def invert(
     x0: Array,
     timesteps: Any,
     *,
+    kind: PredictionKind = "eps",
     regularize: Callable[[Array], Array] | None = None,
     on_step: Callable[[StepInfo], Any] | None = None,
 ) -> Array:
@@ -95,6 +116,8 @@ def invert(
         schedule: The schedule.
         x0: Where to start, float32 (B, C, h, w); left unchanged.
         timesteps: `Climb`s, or timestep indices (n,) ascending for `plain_climbs`.
+        kind: What the network behind the denoiser outputs. diffusers turns v and x0 into noise at `Climb.begin`, where
+            x stands, and not at the t that the network is asked at; so does this.
         regularize: Applied to every predicted noise, e.g. `NoiseRegularizer`.
         on_step: Called after every network call; returning False (not None) stops the run.
 
@@ -102,7 +125,7 @@ def invert(
         x at the end of the last climb, shape and dtype of `x0`.
 
     Raises:
-        ParameterError: `x0` or the timesteps do not allow the run.
+        ParameterError: `x0` or the timesteps do not allow the run, or the regularisation diverges.
         NonFiniteError: A step made NaN or infinity; names the network, the step and the tensor.
         Cancelled: `on_step` returned False.
     """
@@ -111,11 +134,13 @@ def invert(
         raise ParameterError(f"x0 is {x0.dtype}, inversion works in float32; pass x0.astype(np.float32)")
     network = getattr(denoiser, "network", "denoiser")
     check_finite(network, None, x0=x0)
+    resolve = Parametrization(schedule, kind)
     x = x0
     for index, climb in enumerate(climbs):
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found and named below
             prediction = denoiser(x, climb.t)
-            eps = prediction.eps if regularize is None else regularize(prediction.eps)
+            noise = _noise(resolve, x, prediction, climb)
+            eps = noise if regularize is None else regularize(noise)
             x = _step(schedule, x, eps, climb)
         _check(network, index, x, prediction, eps)
         if on_step is not None:
@@ -130,11 +155,23 @@ def _climbs(timesteps: Any) -> list[Climb]:
     climbs = items if items and isinstance(items[0], Climb) else plain_climbs(items)
     if not climbs or any(climb.end <= climb.begin for climb in climbs):
         shown = ", ".join(f"{item}" for item in items[:4])
+        given = f"{len(items)} timesteps ({shown}{' …' if len(items) > 4 else ''})" if items else "no timestep"
         raise ParameterError(
-            f"inversion runs upwards and was given {len(items)} timesteps ({shown} …); "
+            f"inversion runs upwards and was given {given}; "
             "pass two or more in ascending order, or the climbs of official_climbs(schedule, steps)"
         )
     return climbs
+
+
+def _noise(resolve: Parametrization, x: Array, prediction: Prediction, climb: Climb) -> Array:
+    """The noise in x, of what was predicted at t, as it is solved where x stands."""
+    if resolve.kind == "eps" or climb.begin == climb.t:
+        return prediction.eps
+    output = prediction.x0
+    if resolve.kind == "v":  # back to what the network said
+        alpha, sigma = resolve.schedule.alpha(climb.t), resolve.schedule.sigma(climb.t)
+        output = np.asarray(alpha * prediction.eps - sigma * prediction.x0)
+    return resolve(output, x, climb.begin).eps
 
 
 def _step(schedule: Schedule, x: Array, eps: Array, climb: Climb) -> Array:
@@ -152,5 +189,9 @@ def _check(network: str, index: int, x: Array, prediction: Prediction, eps: Arra
         check_finite(network, index, x=x)
     except NonFiniteError:
         check_finite(network, index, prediction=prediction.eps)
-        check_finite(network, index, regularized=eps)
+        if not np.isfinite(eps).all():
+            raise ParameterError(
+                f"noise regularisation diverges at step {index}: the prediction of {network!r} is finite, and what was "
+                "made of it is not; pass regularize=False (--no-regularize), or use a larger picture"
+            ) from None
         raise

@@ -32,6 +32,9 @@ _FLOOR = 1e-7
 _COARSEST = 8
 """The pyramid ends at the first level of this height or less."""
 
+_DIVERGED = 10.0
+"""How many times as large as before, or as standard noise, regularised noise may be: it is to become standard."""
+
 
 def random_shifts(seed: int) -> Shift:
     """Shifts 1 … height/2 - 1 as the authors draw them: ``random.seed(seed); random.randrange(1, height // 2)``."""
@@ -55,7 +58,8 @@ def auto_correlation(noise: Array, shift: Shift) -> tuple[float, Array]:
     L += mean(eta roll(eta, s, rows))² + mean(eta roll(eta, s, columns))².
 
     Arguments:
-        noise: (1, C, h, w), h of 4 or more.
+        noise: (1, C, h, w), h of 4 or more, w of 2 or more. The height alone says how often both are halved, and w must
+            not reach 0 by that: 64 rows need 8 columns.
         shift: Draws the shift of a level, in the order channel by channel, level by level; one for both axes.
 
     Returns:
@@ -90,10 +94,12 @@ def kl_divergence(noise: Array) -> tuple[float, Array]:
     It is twice the divergence of N(mu, v) from N(0, 1).
     """
     size = noise.size
+    if size < 2:
+        raise ParameterError(f"noise has shape {noise.shape}, a variance needs two values; use a larger picture")
     mean = float(noise.mean(dtype=np.float64))
     centred = noise - np.asarray(mean, dtype=noise.dtype)
     variance = float(np.square(centred, dtype=np.float64).sum()) / (size - 1)
-    loss = variance + mean**2 - 1 - float(np.log(variance + _FLOOR))
+    loss = variance + mean * mean - 1 - float(np.log(variance + _FLOOR))  # a power would raise where this is infinite
     slope = (1 - 1 / (variance + _FLOOR)) * 2 / (size - 1)
     gradient = centred * np.asarray(slope, dtype=noise.dtype)
     gradient += np.asarray(2 * mean / size, dtype=noise.dtype)
@@ -123,8 +129,25 @@ class NoiseRegularizer:
         self._shift = random_shifts(0) if shift is None else shift
 
     def __call__(self, noise: Array) -> Array:
-        """The regularised noise, (1, C, h, w); `noise` is left unchanged."""
+        """The regularised noise, (1, C, h, w); `noise` is left unchanged.
+
+        Raises:
+            ParameterError: The shape does not allow it, or the steps lead away from standard noise.
+        """
         result = np.array(noise)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found and named below
+            self._descend(result)
+            before, after = _length(noise), _length(result)
+        if np.isfinite(before) and not after <= _DIVERGED * max(1.0, before):
+            raise ParameterError(
+                f"noise regularisation diverges: with ac {self.ac:g} and kl {self.kl:g} the values of noise of shape "
+                f"{noise.shape} grow from {before:.3g} to {after:.3g} in the root mean square; pass regularize=False "
+                "(--no-regularize), or use a larger picture"
+            )
+        return result
+
+    def _descend(self, result: Array) -> None:
+        """All gradient steps, in place."""
         for _ in range(self.outer):
             if self.ac:
                 for _ in range(self.rolls):
@@ -135,7 +158,11 @@ class NoiseRegularizer:
                 _, gradient = kl_divergence(result)
                 gradient *= np.asarray(self.kl, dtype=result.dtype)
                 result -= gradient
-        return result
+
+
+def _length(noise: Array) -> float:
+    """The root of the mean square, 1 for standard noise."""
+    return float(np.sqrt(np.square(noise, dtype=np.float64).mean()))
 
 
 def _check(noise: Array) -> None:
@@ -148,6 +175,15 @@ def _check(noise: Array) -> None:
             f"noise has {noise.shape[2]} rows and {noise.shape[3]} columns, the auto-correlation needs 4 and 2; "
             "use a larger picture, or ac=0"
         )
+    height, width = noise.shape[2:]
+    while height > _COARSEST:
+        height, width = height // 2, width // 2
+    if width < 1:
+        raise ParameterError(
+            f"noise has {noise.shape[2]} rows and {noise.shape[3]} columns; halved until {_COARSEST} rows or fewer are "
+            "left, as the auto-correlation takes it, no column is; use a wider picture, or pass regularize=False "
+            "(--no-regularize)"
+        )
 
 
 def _level(eta: Array, shift: int) -> tuple[float, Array]:
@@ -159,7 +195,7 @@ def _level(eta: Array, shift: int) -> tuple[float, Array]:
         ahead += np.roll(eta, -shift, axis)
         ahead *= np.asarray(2 * mean / eta.size, dtype=eta.dtype)
         gradient += ahead
-        loss += mean**2
+        loss += mean * mean  # a power would raise where this is infinite
     return loss, gradient
 
 

@@ -13,11 +13,12 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 from ..errors import ParameterError, PromptError
 
-__all__ = ["MAX_SENTENCES", "clean_sentences", "from_grammar", "read_sentences"]
+__all__ = ["MAX_SENTENCES", "check_count", "clean_sentences", "from_grammar", "read_sentences"]
 
 MAX_SENTENCES = 20_000
 
@@ -79,8 +80,7 @@ def from_grammar(word: str, count: int = 500, *, templates: Sequence[str] = (), 
         seed: Which of them.
     """
     word = _thing(word)
-    if isinstance(count, bool) or not 1 <= count <= MAX_SENTENCES:
-        raise ParameterError(f"count is {count!r}, need 1 to {MAX_SENTENCES} sentences; 500 is usual")
+    check_count(count)
     if templates:
         lines = list(dict.fromkeys(_template(template) for template in templates))
     else:
@@ -112,7 +112,11 @@ def read_sentences(path: Path | str) -> list[str]:
 
 
 def clean_sentences(text: str) -> list[str]:
-    """The sentences of what a language model wrote: one a line, without numbers, bullets, quotes and stops."""
+    """The sentences of what a language model wrote: one a line, without numbers, bullets, quotes and stops.
+
+    Half characters (lone surrogates), which JSON may spell and no file or tokenizer takes, are dropped.
+    """
+    text = text.encode("utf-8", "ignore").decode("utf-8")
     found = []
     for line in text.splitlines():
         line = re.sub(r"^\s*(?:[-*•]|\(?\d+\s*[.):\]]?)\s*", "", line)
@@ -120,6 +124,12 @@ def clean_sentences(text: str) -> list[str]:
         if line and not line.endswith(":"):
             found.append(line)
     return list(dict.fromkeys(found))
+
+
+def check_count(count: int) -> None:
+    """Raise `ParameterError` unless `count` is a number of sentences that may be asked for."""
+    if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= int(count) <= MAX_SENTENCES:
+        raise ParameterError(f"count is {count!r}, need 1 to {MAX_SENTENCES} sentences; 500 is usual")
 
 
 def _thing(word: str) -> str:

@@ -33,7 +33,7 @@ _TYPES: Mapping[str, str] = {
     "ByteStorage": "uint8",
 }
 LIMIT = 1 << 30
-"""Most bytes that a file's members may unpack to."""
+"""Most bytes that a file's members may unpack to, and its tensors may take."""
 
 
 def read_tensor_file(path: Path | str) -> Any:
@@ -48,12 +48,16 @@ def read_tensor_file(path: Path | str) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, path)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); pass a .pt file") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(
             f"{path}: is no zip archive, which torch writes since 1.6; load it with torch and save it again"
         ) from error
+    except Exception as error:  # a damaged archive raises anything
+        raise CheckpointError(f"{path}: is damaged ({type(error).__name__}: {error}); save it again") from error
 
 
 def _read(archive: zipfile.ZipFile, path: Path) -> Any:
@@ -85,13 +89,15 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str, path: Path) -> None:
         super().__init__(file, encoding="utf-8")
         self._archive, self._root, self._path = archive, root, path
+        self._storages: dict[tuple[_Kind, str], Array] = {}
+        self._left = LIMIT
 
     def find_class(self, module: str, name: str, /) -> Any:
         match module, name:
             case "collections", "OrderedDict":
                 return OrderedDict
             case "torch._utils", "_rebuild_tensor_v2":
-                return _tensor
+                return self._tensor
             case "torch._utils", "_rebuild_parameter":
                 return _parameter
             case "torch", storage if storage in _TYPES:
@@ -105,26 +111,39 @@ class _Unpickler(pickle.Unpickler):
         tag, kind, key, _, count = pid
         if tag != "storage" or not isinstance(kind, _Kind) or not str(key).isalnum():
             raise CheckpointError(f"{self._path}: refers to {pid!r}, which is no storage")
+        known = kind, str(key)  # tensors may share a storage, which is read once
+        if known not in self._storages:
+            self._storages[known] = self._storage(*known)
+        storage = self._storages[known]
+        if len(storage) != int(count):
+            raise CheckpointError(f"{self._path}: a storage has {len(storage)} values, its pickle says {count}")
+        return storage
+
+    def _storage(self, kind: _Kind, key: str) -> Array:
         data = self._archive.read(f"{self._root}data/{key}")
         if kind.name == "bfloat16":
             words = np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16
             values: Array = words.view(np.float32)
         else:
             values = np.frombuffer(data, dtype=np.dtype(kind.name).newbyteorder("<"))
-        if len(values) != int(count):
-            raise CheckpointError(f"{self._path}: a storage has {len(values)} values, its pickle says {count}")
         return values.astype(np.float32) if values.dtype.itemsize == 2 else values
 
-
-def _tensor(storage: Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Array:
-    if min((*size, *stride, offset), default=0) < 0 or len(size) != len(stride):
-        raise ValueError(f"tensor of size {size} and stride {stride}")
-    reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) and reach >= len(storage):
-        raise ValueError(f"tensor of size {size} reaches past its storage of {len(storage)}")
-    steps = [step * storage.itemsize for step in stride]
-    view = np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
-    return cast("Array", np.array(view))
+    def _tensor(self, storage: Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Array:
+        if min((*size, *stride, offset), default=0) < 0 or len(size) != len(stride):
+            raise ValueError(f"tensor of size {size} and stride {stride}")
+        reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        values = math.prod(size)
+        if values and reach >= len(storage):
+            raise ValueError(f"tensor of size {size} reaches past its storage of {len(storage)}")
+        self._left -= values * storage.itemsize
+        if values > len(storage) or self._left < 0:  # strides of 0 make much of little
+            raise CheckpointError(
+                f"{self._path}: a tensor of size {size} has {values} values, its storage {len(storage)}, and all "
+                f"tensors may take {LIMIT} bytes; save the embedding alone, torch.save(tensor.contiguous(), path)"
+            )
+        steps = [step * storage.itemsize for step in stride]
+        view = np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+        return cast("Array", np.array(view))
 
 
 def _parameter(data: Array, *_: Any) -> Array:

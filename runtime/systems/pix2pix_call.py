@@ -16,7 +16,7 @@ from ...errors import ParameterError
 from .. import image as pictures
 from ..attention_guidance import AttentionEdit, EditStep, Guide
 from ..denoiser import EngineDenoiser, Prediction
-from ..inversion import Climb, diffusers_climbs, invert, official_climbs, plain_climbs
+from ..inversion import Climb, diffusers_climbs, edit_timesteps, invert, official_climbs, plain_climbs
 from ..regularization import NoiseRegularizer, random_shifts, torch_shifts
 from ..sampler import DDIM, StepInfo
 from .base import Edit, Progress, SfumatoWarning
@@ -26,7 +26,7 @@ from .pix2pix_options import EditOptions
 from .pix2pix_settings import GRADIENT, MAPS, Inversion
 from .timings import TimedEngine, Timings
 
-__all__ = ["Pix2PixCall", "climbs"]
+__all__ = ["Pix2PixCall", "climbs", "scaled"]
 
 
 def climbs(models: Models, inversion: Inversion, steps: int) -> list[Climb]:
@@ -37,8 +37,25 @@ def climbs(models: Models, inversion: Inversion, steps: int) -> list[Climb]:
         case "diffusers":
             return diffusers_climbs(models.schedule, steps)
         case "plain":
-            return plain_climbs(models.schedule.timesteps(steps, offset=1)[::-1])
+            if steps == 1:
+                raise ParameterError("steps is 1, the plain inversion climbs from step to step; pass 2 or more")
+            return plain_climbs(edit_timesteps(models.schedule, steps))
     raise ParameterError(f"inversion is {inversion!r}, need official, diffusers or plain; pass one of these")
+
+
+def scaled(delta: Array, multiplier: float) -> Array:
+    """A direction's float32 `delta` times the edit's multiplier.
+
+    Raises:
+        ParameterError: float32 does not hold it.
+    """
+    most = float(np.abs(delta).max())
+    if abs(multiplier) * max(most, 1.0) > float(np.finfo(np.float32).max):
+        raise ParameterError(
+            f"edit_multiplier is {multiplier:g}, and the direction, of values up to {most:.3g}, is not finite when "
+            "multiplied by it; pass a smaller one, 1 is usual"
+        )
+    return np.asarray(delta * np.asarray(multiplier, dtype=np.float32))
 
 
 class Pix2PixCall:
@@ -55,7 +72,7 @@ class Pix2PixCall:
         self.models, self.options = models, options
         self.timings = Timings()
         self.first_stage = FirstStage(models.settings, self.engine)
-        self.timesteps = models.schedule.timesteps(options.steps, offset=1)
+        self.timesteps = edit_timesteps(models.schedule, options.steps)[::-1]
         self._quiet = FirstStage(models.settings, models.engine)
         self._open_guide = open_guide
         self._climbs = climbs
@@ -97,10 +114,11 @@ class Pix2PixCall:
         def on_step(info: StepInfo) -> Any:
             return self._tell(info.index, info.t, info.s, info.x, info.prediction, "inversion")
 
-        return invert(denoiser, self.models.schedule, x0, path, regularize=regularize, on_step=on_step)
+        kind = self.models.prediction
+        return invert(denoiser, self.models.schedule, x0, path, kind=kind, regularize=regularize, on_step=on_step)
 
     def edit(self, x: Array, context: Array, delta: Array) -> tuple[Array, Array]:
-        """Latents of reference and edit, from noise x and the conditions; see `AttentionEdit`."""
+        """Latents of reference and edit, from noise x, conditions and scaled direction; see `AttentionEdit`."""
         options = self.options
         guide = self._guide() if options.amount else None
         passes = AttentionEdit(
@@ -110,7 +128,7 @@ class Pix2PixCall:
             self.models.schedule,
             self.models.prediction,
             context=context,
-            delta=delta * np.float32(options.multiplier),
+            delta=delta,
             scale=options.guidance_scale,
             amount=options.amount,
             kept=options.kept,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ...engines.strict import JSON
-from ...errors import ParameterError
+from ...errors import DirectionError, ParameterError
 from ..attention_guidance import Kept, check_guidance
 from ..direction import Direction
 from .base import OnStep
@@ -93,6 +93,7 @@ def make_options(options: Pix2PixOptions, defaults: Pix2PixZeroSettings, amount:
 
     Raises:
         ParameterError: A value is out of range or of the wrong kind.
+        DirectionError: The direction is none, nor a path.
         TypeError: An option does not exist.
     """
     given = stated(options, Pix2PixOptions)
@@ -112,7 +113,7 @@ def make_options(options: Pix2PixOptions, defaults: Pix2PixZeroSettings, amount:
         on_step=given.get("on_step"),
         size=given.get("size"),
         words=_words(given),
-        direction=given.get("direction"),
+        direction=_direction(given),
     )
 
 
@@ -128,4 +129,20 @@ def _words(given: Mapping[str, Any]) -> tuple[str, str] | None:
             f"an edit needs a direction, or a source word and a target word, and {words or 'neither'} was given; pass "
             "source_word='cat' and target_word='dog', or the file that `sfumato direction` wrote"
         )
+    for word in words:
+        if not isinstance(word, str):
+            raise ParameterError(
+                f"a word of the edit is of type {type(word).__name__}, need text; pass source_word='cat' and "
+                "target_word='dog', or a direction of sentences"
+            )
     return words[0], words[1]
+
+
+def _direction(given: Mapping[str, Any]) -> Direction | str | os.PathLike[str] | None:
+    direction = given.get("direction")
+    if direction is None or isinstance(direction, (Direction, str, os.PathLike)):
+        return direction
+    raise DirectionError(
+        f"the direction is of type {type(direction).__name__}, need a Direction, or the path of its .npz file; "
+        "make one with `sfumato direction`, or of an array with Direction(delta)"
+    )

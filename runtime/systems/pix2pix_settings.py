@@ -7,6 +7,7 @@ without it is edited with the authors' values.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -56,8 +57,9 @@ class Pix2PixZeroSettings:
 
     def __post_init__(self) -> None:
         amounts = (self.attention_guidance, self.synthetic_attention_guidance, self.ac, self.kl)
-        if min(self.steps, self.outer, self.rolls, self.sentences) < 1 or min(amounts) < 0 or self.guidance_scale <= 1:
-            raise ParameterError(f"{self} needs counts >= 1, amounts >= 0 and guidance_scale > 1")
+        counted = min(self.steps, self.outer, self.rolls, self.sentences) >= 1
+        if not (counted and all(0 <= amount < math.inf for amount in amounts) and 1 < self.guidance_scale < math.inf):
+            raise ParameterError(f"{self} needs counts >= 1, finite amounts >= 0 and a finite guidance_scale > 1")
         if self.inversion not in get_args(Inversion):
             raise ParameterError(f"inversion is {self.inversion!r}, need one of {', '.join(get_args(Inversion))}")
 

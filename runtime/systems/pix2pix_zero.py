@@ -32,7 +32,7 @@ from .latent_open import Sources
 from .latent_settings import LatentDiffusionSettings
 from .latent_sizes import check_size
 from .latent_start import Posterior
-from .pix2pix_call import Pix2PixCall, climbs
+from .pix2pix_call import Pix2PixCall, climbs, scaled
 from .pix2pix_open import captioner_of, guide_opener, read_settings
 from .pix2pix_options import EditOptions, Pix2PixOptions, make_options
 from .pix2pix_settings import MAPS, Inversion, Pix2PixZeroSettings
@@ -161,7 +161,8 @@ class Pix2PixZero(Verbs):
             ImageError: The picture cannot be read.
             PromptError: There is no caption and no captioner, or no text.
             DirectionError: The direction is another text encoder's, or no direction.
-            ParameterError: An option is out of range, a size does not fit, or the attention guidance diverges.
+            ParameterError: An option is out of range, a size does not fit, or noise regularisation or attention
+                guidance diverges.
             BundleError: The bundle has no gradient.
             NonFiniteError: A network made NaN or infinity; it, the step and the tensor are named.
             Cancelled: `on_step` returned False.
@@ -179,7 +180,7 @@ class Pix2PixZero(Verbs):
         call = Pix2PixCall(self.models, self._guidance, chosen, len(path))
         states, cut = self._texts(call.engine).prompts([caption])
         led = self._direction(chosen)
-        delta = led.fit(states.shape[1:], self._digest)
+        delta = scaled(led.fit(states.shape[1:], self._digest), chosen.multiplier)
 
         code = call.first_stage.encode(pictures.to_float(original))
         draws = posterior == "sample" and code.deviation is not None
@@ -213,7 +214,7 @@ class Pix2PixZero(Verbs):
         call = Pix2PixCall(self.models, self._guidance, chosen)
         states, cut = self._texts(call.engine).prompts([negative_prompt, prompt])
         led = self._direction(chosen)
-        delta = led.fit(states.shape[1:], self._digest)
+        delta = scaled(led.fit(states.shape[1:], self._digest), chosen.multiplier)
 
         grid = height // self.settings.factor, width // self.settings.factor
         noise = TorchGenerator(chosen.seed).randn((1, self.settings.latent_channels, *grid))
@@ -281,7 +282,7 @@ class Pix2PixZero(Verbs):
         if self._captioner is None:
             raise PromptError(
                 f"the picture has no caption and bundle {self.manifest.name!r} no captioner; "
-                "say what the picture shows: prompt='red apple', or --prompt 'red apple' on the command line"
+                "say what the picture shows: pass prompt='red apple'"
             )
         return self._captioner(picture)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...engines.binding import Array
 from ...engines.engine import Engine, check_finite
-from ...errors import ParameterError
+from ...errors import DirectionError, ParameterError
 from ..direction import Direction, between, mean_states
 from ..tokenizer import Tokenizer
 
@@ -17,6 +17,9 @@ __all__ = ["TextStates"]
 
 _BATCH = 16
 """Sentences encoded at once; more is no faster on a processor and takes memory."""
+
+_SHOWN = 80
+"""Characters of a prompt that a message repeats."""
 
 
 class TextStates:
@@ -53,7 +56,7 @@ class TextStates:
         rows = [self._encode(tokens.ids[i : i + 1], tokens.mask[i : i + 1]).copy() for i in range(len(texts))]
         limit = self._tokenizer.max_tokens
         notes = tuple(
-            f"a prompt has more than the {limit} tokens that the bundle takes; cut off: {rest!r}"
+            f"a prompt has more than the {limit} tokens that the bundle takes; cut off: {_short(rest)!r}"
             for rest in tokens.cut
             if rest
         )
@@ -74,18 +77,22 @@ class TextStates:
             target: Likewise.
             labels: Names of both, for people.
             on_progress: Told (sentences done, sentences in all).
+
+        Raises:
+            DirectionError: There is nothing to average, or the states are another encoder's.
+            ParameterError: A side is neither sentences nor states.
         """
         sides = (source, target)
+        for side in sides:  # before a sentence is encoded
+            _check(side)
         total = sum(0 if isinstance(side, np.ndarray) else len(side) for side in sides)
         done = 0
         means, counts = [], []
         for side in sides:
             counts.append(len(side))
             if isinstance(side, np.ndarray):
-                means.append(side.mean(axis=0, keepdims=True))
+                means.append(side)  # averaged by `between`, in float64
                 continue
-            if isinstance(side, str):
-                raise ParameterError(f"sentences are the text {side!r}, need a list of texts; pass [{side!r}]")
 
             def say(count: int, before: int = done) -> None:
                 if on_progress is not None:
@@ -108,3 +115,26 @@ class TextStates:
         context = self._engine(**feeds)["context"]
         check_finite("text_encoder", None, context=context)
         return context
+
+
+def _check(side: Any) -> None:
+    """Raise unless `side` is a list of sentences, or a stack of states."""
+    if isinstance(side, np.ndarray):
+        if side.ndim != 3 or not side.size or side.dtype.kind != "f":
+            raise DirectionError(
+                f"saved states are {side.dtype} {side.shape}, need float (n, tokens, width) of one sentence or more; "
+                "save them again"
+            )
+    elif isinstance(side, str):
+        raise ParameterError(f"sentences are the text {_short(side)!r}, need a list of texts; pass it in a list")
+    elif not isinstance(side, Sequence):
+        raise ParameterError(
+            f"a side of a direction is of type {type(side).__name__}, need sentences or states; "
+            "pass a list of texts, or a NumPy array (n, tokens, width)"
+        )
+    elif not side:
+        raise DirectionError("a side of a direction has no sentence to average; pass one or more")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -266,6 +266,35 @@ def test_an_amount_that_diverges_is_told_with_a_smaller_one():
         small(amount=100.0).run(START, TIMES, DDIM(SCHEDULE, final=0))
 
 
+def test_numbers_beyond_reason_are_told_in_short():
+    with pytest.raises(ParameterError, match="diverges") as caught:
+        small(amount=1e38).run(START, TIMES, DDIM(SCHEDULE, final=0))
+    assert len(str(caught.value)) < 250
+    with pytest.raises(ParameterError, match=r"is 1e\+39, need 0 or more that float32 holds"):
+        small(amount=1e39)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_maps_of_the_reference_are_fed_without_being_copied_anew(apart):
+    places = []
+
+    def look(x, *, reference_00, **feeds):
+        places.append((reference_00.ctypes.data, reference_00.shape))
+        first = reference_00[:1]
+        assert all(np.array_equal(row, first[0]) for row in reference_00)
+        return pull(x, reference_00=reference_00, **feeds)
+
+    lean = Lean()  # its outputs stay where they are
+    edit = small(guide=look, maps=lean, apart=apart)
+    for start in (START, START, np.ascontiguousarray(START[..., :2])):
+        edit.run(start, TIMES, DDIM(SCHEDULE, final=0))
+        lean.own.clear()
+    calls = len(places) // 3
+    for run in range(3):
+        assert len(set(places[run * calls : (run + 1) * calls])) == 1
+    assert apart or places[0] == places[calls]
+
+
 def test_on_step_can_stop_the_run():
     with pytest.raises(Cancelled, match="after step 1 of 6"):
         small().run(START, TIMES, DDIM(SCHEDULE, final=0), on_step=lambda step: False)

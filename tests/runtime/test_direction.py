@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import zipfile
@@ -80,6 +81,18 @@ def test_sides_of_two_encoders_are_refused(source, target):
         between(random(*source), random(*target))
 
 
+@pytest.mark.parametrize("delta", [[1], None, 5.0])
+def test_a_direction_of_no_array_is_refused(delta):
+    with pytest.raises(DirectionError, match=rf"of type {type(delta).__name__}, need a NumPy array"):
+        Direction(delta)
+
+
+@pytest.mark.parametrize("path", [5, None, np.zeros((1, 2, 3), np.float32)])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(DirectionError, match="need a Direction, or the path"):
+        Direction.load(path)
+
+
 def npz(path, **arrays):
     np.savez(path, **arrays)
     return path
@@ -91,7 +104,7 @@ def test_files_that_hold_no_direction_are_refused(tmp_path):
     (tmp_path / "cat.pt").write_bytes(b"PK")
     cases = {
         tmp_path / "missing.npz": "cannot be read",
-        tmp_path / "text.npz": "no edit direction",
+        tmp_path / "text.npz": "is not an .npz of sfumato direction",
         tmp_path / "cat.pt": "holds one side",
         npz(tmp_path / "a.npz", delta=random(1, 2, 3)): "no edit direction",
         npz(tmp_path / "b.npz", delta=random(2, 2, 3), about=about): "need float32 \\(1, tokens, width\\)",
@@ -150,6 +163,52 @@ def test_pickles_that_would_run_something_are_refused(tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"asks for .*print, which is more than tensors"):
         read_tensor_file(pickled(tmp_path / "evil.pt", Evil()))
     assert capsys.readouterr().out == ""
+
+
+def damages(good):
+    """Archives that are damaged where zipfile raises other things than BadZipFile."""
+    central = good.rfind(b"PK\x01\x02")
+    name = central + 46
+    return {
+        "compression": good[: central + 10] + b"\x63" + good[central + 11 :],
+        "encrypted": good[: central + 8] + b"\x01" + good[central + 9 :],
+        "name": good[: central + 9] + b"\x08" + good[central + 10 : name] + b"\xff" + good[name + 1 :],
+        "method": good[: central + 10] + b"\x08" + good[central + 11 :],
+    }
+
+
+def test_damaged_archives_are_refused_whatever_zipfile_makes_of_them(tmp_path):
+    good = pickled(tmp_path / "good.pt", [1.0])
+    assert read_tensor_file(good) == [1.0]
+    for name, data in damages(good.read_bytes()).items():
+        (tmp_path / f"{name}.pt").write_bytes(data)
+        with pytest.raises(CheckpointError, match=rf"{name}\.pt"):
+            read_tensor_file(tmp_path / f"{name}.pt")
+
+
+def test_any_damage_gives_the_value_or_the_typed_error(tmp_path):
+    data = bytearray(pickled(tmp_path / "good.pt", {"a": [1.5, "x", (2,)]}).read_bytes())
+    path = tmp_path / "bad.pt"
+    for place in range(len(data)):
+        for flip in (0x01, 0x80, 0xFF):
+            bad = data.copy()
+            bad[place] ^= flip
+            path.write_bytes(bad)
+            with contextlib.suppress(CheckpointError):
+                read_tensor_file(path)
+
+
+def test_small_files_of_large_tensors_are_refused(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.zeros(4).as_strided((1, 20000, 40000), (0, 0, 0)), tmp_path / "bomb.pt")
+    with pytest.raises(CheckpointError, match=r"bomb\.pt: a tensor of size .* has 800000000 values, its storage 4"):
+        read_embedding(tmp_path / "bomb.pt")
+    one = torch.zeros(1000)
+    torch.save([one.view(10, 100), one.view(100, 10), one], tmp_path / "many.pt")
+    assert len(read_tensor_file(tmp_path / "many.pt")) == 3
+    monkeypatch.setattr("sfumato.runtime.torch_file.LIMIT", 10_000)  # one is 4000 bytes
+    with pytest.raises(CheckpointError, match="all tensors may take 10000 bytes"):
+        read_tensor_file(tmp_path / "many.pt")
 
 
 def test_broken_files_are_refused(tmp_path):

@@ -7,7 +7,14 @@ import pytest
 
 from sfumato.errors import Cancelled, NonFiniteError, ParameterError
 from sfumato.runtime.denoiser import FunctionDenoiser
-from sfumato.runtime.inversion import Climb, diffusers_climbs, invert, official_climbs, plain_climbs
+from sfumato.runtime.inversion import (
+    Climb,
+    diffusers_climbs,
+    edit_timesteps,
+    invert,
+    official_climbs,
+    plain_climbs,
+)
 from sfumato.runtime.regularization import NoiseRegularizer
 from sfumato.runtime.sampler import DDIM, sample
 from sfumato.runtime.schedule import Schedule
@@ -126,9 +133,53 @@ def test_the_start_is_left_unchanged_and_plain_lists_are_climbs(schedule):
     assert np.array_equal(x0, before)
 
 
-@pytest.mark.parametrize("times", [[], [5], [600, 300, 1], [1, 1]])
-def test_lists_that_do_not_climb_are_refused(schedule, times):
-    with pytest.raises(ParameterError, match="inversion runs upwards"):
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+@pytest.mark.parametrize("steps", [10, 50, 999])
+def test_diffusers_own_steps_for_every_kind_of_network(schedule, kind, steps):
+    torch = pytest.importorskip("torch")
+    scheduler = pytest.importorskip("diffusers").DDIMInverseScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type={"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[kind],
+    )
+    scheduler.set_timesteps(steps)
+    start = np.random.default_rng(0).standard_normal((1, 4, 4, 4))
+
+    def network(x, t):
+        return 0.4 * x * np.cos(t / 300) + 0.1
+
+    wanted = torch.from_numpy(start)
+    for t in scheduler.timesteps:
+        output = network(wanted.numpy(), float(t))
+        wanted = scheduler.step(torch.from_numpy(output), t, wanted).prev_sample
+    denoiser = FunctionDenoiser(network, schedule, kind)
+    found = invert(denoiser, schedule, start, diffusers_climbs(schedule, steps), kind=kind)
+    assert close(found, wanted.numpy())
+
+
+def test_a_thousand_steps_are_climbed_by_the_official_list_alone(schedule):
+    climbs = official_climbs(schedule, 1000)
+    assert [climb.t for climb in climbs] == list(range(2, 1000))
+    assert climbs[-1] == Climb(999, 998, 999)
+    assert edit_timesteps(schedule, 999) == list(range(1, 1000))
+    for refused in (diffusers_climbs, edit_timesteps):
+        with pytest.raises(ParameterError, match=r"the last would be 1000, .* 0 … 999; pass 999 steps or fewer"):
+            refused(schedule, 1000)
+        for steps in (0, 1001):
+            with pytest.raises(ParameterError, match="pass 1 to 1000"):
+                refused(schedule, steps)
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [([], "no timestep;"), ([5], r"1 timesteps \(5\)"), ([600, 300, 1], r"\(600, 300, 1\)"), ([1] * 5, "1, 1 …")],
+)
+def test_lists_that_do_not_climb_are_refused(schedule, times, words):
+    with pytest.raises(ParameterError, match=rf"inversion runs upwards and was given .*{words}"):
         invert(gaussian(schedule), schedule, np.ones((1, 1, 2, 2)), times)
 
 
@@ -152,9 +203,15 @@ def test_nan_is_told_with_its_step_and_tensor(schedule):
     with pytest.raises(NonFiniteError) as caught:
         invert(FunctionDenoiser(broken, schedule), schedule, np.ones((1, 1, 2, 2)), [1, 100, 200, 300, 400])
     assert (caught.value.step, caught.value.tensor) == (2, "prediction")
-    with pytest.raises(NonFiniteError) as caught:
+
+
+def test_regularisation_that_breaks_the_noise_is_named(schedule):
+    with pytest.raises(ParameterError, match=r"noise regularisation diverges at step 0: .*'denoiser' is finite"):
         invert(gaussian(schedule), schedule, np.ones((1, 1, 2, 2)), [1, 500], regularize=lambda e: e * np.inf)
-    assert caught.value.tensor == "regularized"
+    with pytest.raises(NonFiniteError) as caught:  # not its fault
+        broken = FunctionDenoiser(lambda x, t: x * np.nan, schedule)
+        invert(broken, schedule, np.ones((1, 1, 8, 8)), [1, 500], regularize=NoiseRegularizer())
+    assert caught.value.tensor == "prediction"
 
 
 def test_on_step_can_stop_the_run(schedule):

@@ -100,6 +100,34 @@ def test_shapes_that_cannot_be_regularised_are_refused(shape):
         auto_correlation(np.zeros(shape, np.float32), random_shifts(0))
 
 
+@pytest.mark.parametrize("shape", [(64, 4), (32, 2), (128, 8), (18, 2)])
+def test_noise_too_narrow_for_its_height_is_refused(shape):
+    with pytest.raises(ParameterError, match=rf"{shape[0]} rows and {shape[1]} columns; .* no column is; .*wider"):
+        NoiseRegularizer()(np.ones((1, 4, *shape), np.float32))
+    noise = np.random.default_rng(0).standard_normal((1, 4, shape[0], 2 * shape[1])).astype(np.float32)
+    assert np.isfinite(auto_correlation(noise, random_shifts(0))[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "spread"), [((1, 1, 4, 4), 1), ((1, 4, 4, 2), 1), ((1, 4, 16, 16), 1e3), ((1, 4, 16, 16), 1e30)]
+)
+def test_divergence_is_told_as_what_it_is(shape, spread):
+    noise = (spread * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+    for given in (noise, noise.astype(np.float64)):
+        with pytest.raises(ParameterError, match=r"noise regularisation diverges.*regularize=False.*larger picture"):
+            NoiseRegularizer()(given)
+
+
+def test_noise_that_was_broken_before_is_left_to_whoever_made_it():
+    assert np.isnan(NoiseRegularizer()(np.full((1, 4, 8, 8), np.nan, np.float32))).all()
+
+
+def test_one_value_has_no_divergence_and_huge_ones_an_infinite_one():
+    with pytest.raises(ParameterError, match="needs two values"):
+        kl_divergence(np.ones((1, 1, 1, 1)))
+    assert kl_divergence(np.full((1, 1, 4, 4), 1e200))[0] == np.inf
+
+
 @pytest.mark.parametrize("options", [{"ac": -1}, {"kl": np.nan}, {"outer": 0}, {"rolls": 0}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ParameterError, match=r"noise regularisation has"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -51,7 +52,7 @@ def test_words_that_are_none_are_refused(word):
         from_grammar(word)
 
 
-@pytest.mark.parametrize("count", [0, -1, True, 10**9])
+@pytest.mark.parametrize("count", [0, -1, True, 10**9, 2.0, "3"])
 def test_counts_out_of_range_are_refused(count):
     with pytest.raises(ParameterError, match="count is"):
         from_grammar("cat", count)
@@ -75,6 +76,7 @@ def test_sentences_of_a_file(tmp_path):
 def test_what_a_model_writes_is_cleaned():
     text = 'Here are captions:\n1. A cat sits.\n2) "A cat, in 3 hats"\n- a cat\n• a cat!\n\n(4) a cat at home.\n'
     assert clean_sentences(text) == ["A cat sits", "A cat, in  hats", "a cat", "a cat at home"]
+    assert clean_sentences("a \ud83d cat\n\udc00\nein Käter 🐈") == ["a  cat", "ein Käter 🐈"]
 
 
 class Service(BaseHTTPRequestHandler):
@@ -100,6 +102,10 @@ class Service(BaseHTTPRequestHandler):
 
 def said(text):
     return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}"
+LONG = b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000 + b"\r\n\r\n"
 
 
 @pytest.fixture
@@ -160,8 +166,49 @@ def test_nobody_there():
         Endpoint("http://127.0.0.1:9/v1", "tiny", timeout=5).sentences("cat", 5)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "127.0.0.1:80", "http://", "http://me:pw@host/"])
+@pytest.mark.parametrize("answer", [b"SSH-2.0-garbage\x1b[2J\r\n", b"HTTP/1.1 abc\r\n\r\n", b"", CUT, LONG])
+def test_servers_that_speak_something_else_are_told_in_one_line(answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with server.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(EndpointError, match=r"does not answer as HTTP has it|cannot be reached") as caught:
+            Endpoint(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "tiny", timeout=5).sentences("cat", 5)
+        thread.join()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://host/x",
+        "127.0.0.1:80",
+        "http://",
+        "http://me:pw@host/",
+        "http://[::1",
+        "http://me:pw@[::1",
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:9/a b",
+        "http://127.0.0.1:9/a\n",
+    ],
+)
 def test_addresses_that_are_none_are_refused(url):
-    with pytest.raises(ParameterError, match="no http or https address"):
+    with pytest.raises(ParameterError, match="no http or https address") as caught:
         Endpoint(url, "tiny")
+    assert "pw" not in str(caught.value).replace("passwd", "")
+    assert str(caught.value).isprintable()
+
+
+def test_keys_are_not_shown():
+    with pytest.raises(ParameterError, match="key of the endpoint holds a line break") as caught:
+        Endpoint("http://host/v1", "m", key="secret\n")
+    assert "secret" not in str(caught.value)
     assert "key" not in repr(Endpoint("http://host/v1", "m", key="key"))

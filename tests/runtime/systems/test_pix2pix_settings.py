@@ -37,5 +37,9 @@ def test_missing_keys_and_other_values_are_refused():
     for data in (b"{}", b"[]", b"{", b'{"steps": 50}'):
         with pytest.raises(ManifestError, match=r"pix2pix_zero\.json"):
             Pix2PixZeroSettings.from_bytes(data, "pix2pix_zero.json")
+    for name in ("ac", "kl", "guidance_scale", "attention_guidance", "synthetic_attention_guidance"):
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(ParameterError, match="finite amounts"):
+                Pix2PixZeroSettings(**{name: value})
     with pytest.raises(ParameterError, match="inversion is"):
         Pix2PixZeroSettings(inversion="none")  # type: ignore[arg-type]

@@ -199,6 +199,83 @@ def test_directions_of_sentences_and_of_saved_states(pictures):
         system.direction("red", None)
 
 
+def test_saved_states_are_averaged_in_float64(pictures):
+    rng = np.random.default_rng(0)
+    states = (28 + rng.standard_normal((2, 5000, 6, 8))).astype(np.float32)
+    wanted = states[1].mean(axis=0, dtype=np.float64) - states[0].mean(axis=0, dtype=np.float64)
+    direction = pictures().system.direction(states[0], states[1])
+    assert np.abs(direction.delta[0] - wanted).max() < 1e-8
+    assert direction.sentences == (5000, 5000)
+
+
+@pytest.mark.parametrize(
+    ("side", "words"),
+    [
+        (np.zeros((0, 6, 8), np.float32), r"saved states are float32 \(0, 6, 8\).*one sentence or more"),
+        (np.zeros((6, 8), np.float32), r"saved states are float32 \(6, 8\)"),
+        (np.zeros((2, 6, 8), np.int64), "saved states are int64"),
+        (np.zeros((2, 6, 4), np.float32), "of one encoder"),
+        ([], "no sentence"),
+    ],
+)
+def test_sides_that_cannot_be_averaged_are_refused(pictures, side, words):
+    made = pictures()
+    for sides in ((side, np.zeros((2, 6, 8), np.float32)), (np.zeros((2, 6, 8), np.float32), side)):
+        with pytest.raises(DirectionError, match=words):
+            made.system.direction(*sides)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda s: s.direction(3, "a"), ParameterError, "of type int, need sentences or states"),
+        (lambda s: s.direction("a", {"b": 1}), ParameterError, "of type dict"),
+        (lambda s: s.direction("a", "b", sentences=2.0), ParameterError, "count is 2.0"),
+        (lambda s: edit(s, source_word=3), ParameterError, "of type int, need text"),
+        (lambda s: edit(s, source_word=None, target_word=None, direction=5), DirectionError, "of type int"),
+        (
+            lambda s: edit(s, source_word=None, target_word=None, direction=np.zeros((1, 6, 8), np.float32)),
+            DirectionError,
+            r"of type ndarray.*Direction\(delta\)",
+        ),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(pictures, call, error, words):
+    with pytest.raises(error, match=words):
+        call(pictures().system)
+
+
+def test_lists_of_too_many_or_too_few_steps_are_refused_with_what_mends_it(pictures):
+    system = pictures().system
+    for inversion in ("official", "diffusers", "plain"):
+        with pytest.raises(ParameterError, match=r"steps is 1000.* pass 999 steps or fewer$"):
+            edit(system, inversion=inversion, steps=1000)
+    with pytest.raises(ParameterError, match=r"steps is 1000.* pass 999 steps or fewer$"):
+        system.generate("red apple", source_word="red", target_word="green", steps=1000)
+    with pytest.raises(ParameterError, match=r"steps is 1, the plain inversion .* pass 2 or more"):
+        edit(system, inversion="plain", steps=1)
+
+
+@pytest.mark.parametrize("multiplier", [1e39, -1e39, 3e38, 1e300])
+def test_a_multiplier_that_leaves_float32_is_refused_before_the_picture_is_touched(pictures, multiplier):
+    made = pictures()
+    direction = Direction(np.full((1, 6, 8), 2, np.float32))
+    with pytest.raises(ParameterError, match=r"edit_multiplier is -?\de\+\d+, .* 1 is usual"):
+        edit(made.system, source_word=None, target_word=None, direction=direction, edit_multiplier=multiplier)
+    assert not made.fake.engines.keys() & {"unet", "unet_maps", "vae_encoder"}
+
+
+def test_regularisation_that_diverges_is_named(pictures):
+    with pytest.raises(ParameterError, match="noise regularisation diverges.*regularize=False"):
+        edit(pictures(replace(SETTINGS, ac=1e6)).system)
+
+
+def test_a_long_prompt_is_not_repeated_whole(pictures):
+    with pytest.warns(SfumatoWarning, match="cut off: 'blue .*…'"):
+        result = edit(pictures().system, prompt="red " * 4 + "blue " * 10_000)
+    assert len(result.warnings[0]) < 200
+
+
 def test_pictures_of_other_sizes_are_resized_and_it_is_said(pictures):
     system = pictures().system
     tall = np.full((300, 100, 3), 90, np.uint8)
@@ -223,7 +300,7 @@ def test_captions_too_long_are_cut_and_it_is_said(pictures):
 def test_a_captioner_is_asked_where_there_is_no_prompt(pictures):
     system = pictures(captioner=lambda picture: "red apple").system
     assert edit(system, prompt=None).parameters["prompt"] == "red apple"
-    with pytest.raises(PromptError, match=r"no captioner; say what the picture shows: prompt=.*--prompt"):
+    with pytest.raises(PromptError, match=r"no captioner; say what the picture shows: pass prompt='red apple'"):
         edit(pictures().system, prompt=None)
     with pytest.raises(PromptError, match="needs a prompt"):
         pictures().system.generate(source_word="red", target_word="green")
