@@ -118,7 +118,8 @@ def test_small_and_narrow_pictures_come_out(network: str, size: tuple[int, int, 
             feeds[binding.name] = noise(*shape, seed=index)
     with open_engine(bundle, network, backend="onnxruntime") as engine:
         expected = {name: array.copy() for name, array in engine(**feeds).items()}
-    with open_engine(bundle, network, backend="openvino", precision="bf16") as engine:
-        found = engine(**feeds)
-    for name in {"prediction", "gradient"} & found.keys():
-        assert np.linalg.norm(found[name] - expected[name]) < 0.1 * np.linalg.norm(expected[name]), name
+    for _ in range(2):  # the second time from the cache
+        with open_engine(bundle, network, backend="openvino", precision="bf16") as engine:
+            found = engine(**feeds)
+        for name in {"prediction", "gradient"} & found.keys():
+            assert np.linalg.norm(found[name] - expected[name]) < 0.1 * np.linalg.norm(expected[name]), name
