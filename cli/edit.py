@@ -9,7 +9,6 @@ import typer
 
 from . import pix2pix
 from .options import (
-    MODEL,
     BatchSize,
     BundlePath,
     Eta,
@@ -33,6 +32,7 @@ from .options import (
     Threads,
     Tile,
     parse_size,
+    size_option,
 )
 from .run import Options, given, make
 
@@ -48,11 +48,9 @@ def command(
     negative_prompt: NegativePrompt = None,
     size: Annotated[
         str | None,
-        typer.Option(
-            metavar="WIDTHxHEIGHT",
-            help="Resize to this first; along a direction, if not given, so that its longer side is the bundle's.",
-            show_default="the picture's",
-            rich_help_panel=MODEL,
+        size_option(
+            "Resize to this first; along a direction, if not given, so that its longer side is the bundle's.",
+            "the picture's",
         ),
     ] = None,
     num_images: NumImages = 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -45,6 +45,7 @@ __all__ = [
     "check_picture",
     "parse_size",
     "parse_tokens",
+    "size_option",
 ]
 
 BackendName: TypeAlias = Literal["auto", "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxruntime_cuda"]
@@ -86,6 +87,11 @@ def check_picture(path: Path | None) -> Path | None:
     return path
 
 
+def size_option(text: str, default: str) -> Any:
+    """``--size`` of a verb: what it does, and what is taken where it is not given."""
+    return typer.Option(metavar="WIDTHxHEIGHT", help=text, show_default=default, rich_help_panel=MODEL)
+
+
 BundlePath: TypeAlias = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 Prompt: TypeAlias = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show (text models).")]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -123,16 +129,8 @@ GuidanceScale: TypeAlias = Annotated[
     ),
 ]
 NegativePrompt: TypeAlias = Annotated[str | None, typer.Option(help="What to lead away from.", rich_help_panel=MODEL)]
-Size: TypeAlias = Annotated[
-    str | None,
-    typer.Option(metavar="WIDTHxHEIGHT", help="Size in pixels.", show_default="the bundle's", rich_help_panel=MODEL),
-]
-PictureSize: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WIDTHxHEIGHT", help="Resize to this first.", show_default="the picture's", rich_help_panel=MODEL
-    ),
-]
+Size: TypeAlias = Annotated[str | None, size_option("Size in pixels.", "the bundle's")]
+PictureSize: TypeAlias = Annotated[str | None, size_option("Resize to this first.", "the picture's")]
 NumImages: TypeAlias = Annotated[int, typer.Option(min=1, help="Pictures to make.", rich_help_panel=MODEL)]
 Strength: TypeAlias = Annotated[
     float | None,

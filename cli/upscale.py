@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from .options import (
-    MODEL,
     BatchSize,
     BundleBackend,
     BundlePath,
@@ -26,6 +25,7 @@ from .options import (
     Threads,
     Tile,
     parse_size,
+    size_option,
 )
 from .run import Options, given, make
 
@@ -37,11 +37,9 @@ def command(
     picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to enlarge.")],
     size: Annotated[
         str | None,
-        typer.Option(
-            metavar="WIDTHxHEIGHT",
-            help="Size of the result in pixels; the picture is resized for it first.",
-            show_default="the picture's, times the model's factor",
-            rich_help_panel=MODEL,
+        size_option(
+            "Size of the result in pixels; the picture is resized for it first.",
+            "the picture's, times the model's factor",
         ),
     ] = None,
     num_images: NumImages = 1,

@@ -93,13 +93,9 @@ class Network:
         result = {}
         free = [(name, d) for name, d in self.dimensions.items() if name not in self.derived]
         for index, (name, d) in enumerate(free):
-            # Neighbouring dimensions differ, so that height and width cannot be mistaken for each other.
-            units = 2 + (index % 3 + variant) % 3
-            smallest = -(-max(d.min, 2) // d.multiple)
-            extent = min(max(units, smallest + variant) * d.multiple, d.max)
+            extent = _extent(d, index, variant)
             # Where there is no room for a larger one, the second is the smallest.
-            short = variant % 2 and extent == min(max(2 + index % 3, smallest) * d.multiple, d.max)
-            result[name] = d.min if short else extent
+            result[name] = d.min if variant % 2 and extent == _extent(d, index, 0) else extent
         return result | {name: extent(result) for name, extent in self.derived.items()}
 
     def example(self, module: nn.Module, sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, Tensor]:
@@ -107,3 +103,10 @@ class Network:
         generator = torch.Generator().manual_seed(seed)
         samples = {**self.samples, **(self.sample_from(module) if self.sample_from else {})}
         return {b.name: samples.get(b.name, normal)(resolve(b, sizes), generator) for b in self.inputs}
+
+
+def _extent(d: Dimension, index: int, variant: int) -> int:
+    """A small extent of a dimension; neighbouring ones differ, so that height and width cannot be mistaken."""
+    units = 2 + (index % 3 + variant) % 3
+    smallest = -(-max(d.min, 2) // d.multiple)
+    return min(max(units, smallest + variant) * d.multiple, d.max)

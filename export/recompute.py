@@ -7,7 +7,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..errors import ExportError
 from ..networks.maps import MapRecorder
 from .gradient_forward import DifferentiableForms
+from .replaced import forward_replaced
 
 __all__ = ["BLOCKS", "recomputed"]
 
@@ -82,15 +83,10 @@ def recomputed(module: nn.Module, recorder: MapRecorder | None = None) -> Genera
     blocks = list(_outermost(module))
     if not blocks:
         raise ExportError(f"nothing can be recomputed: no block is one of {', '.join(sorted(BLOCKS))}; keep everything")
-    own = [{name: value for name, value in vars(block).items() if name == "forward"} for block in blocks]
-    try:
+    with ExitStack() as replaced:
         for block in blocks:
-            block.forward = _wrapped(block.forward, recorder)
+            replaced.enter_context(forward_replaced(block, _wrapped(block.forward, recorder)))
         yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.forward  # the class's own again
-            vars(block).update(forward)
 
 
 def _outermost(module: nn.Module) -> Generator[nn.Module]:

@@ -8,8 +8,8 @@ the time of a trace and left checks in the graph. The stored graph takes whole s
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from .constants import integers_constant
+from .replaced import forward_replaced
 
 __all__ = ["Multiples", "join", "joined", "place", "split"]
 
@@ -45,22 +46,15 @@ def _whole(x: Tensor, multiples: Multiples) -> Tensor:
     return x.reshape([x.shape[place(axis, multiples)] * multiples.get(axis, 1) for axis in axes])
 
 
-@contextmanager
-def joined(module: nn.Module, multiples: Sequence[Multiples]) -> Generator[None]:
+def joined(module: nn.Module, multiples: Sequence[Multiples]) -> AbstractContextManager[None]:
     """While open, `module` takes inputs as `split` gives them. Names of its weights stay what they are."""
-    original, own = module.forward, vars(module).get("forward")
+    original = module.forward
 
     @functools.wraps(original)
     def forward(*inputs: Tensor) -> object:
         return original(*(_whole(x, m) for x, m in zip(inputs, multiples, strict=True)))
 
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward  # the class's own again
-        if own is not None:
-            module.forward = own
+    return forward_replaced(module, forward)
 
 
 def join(graph: ir.Graph, multiples: Sequence[Multiples]) -> None:

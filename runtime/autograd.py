@@ -14,7 +14,7 @@ import numpy as np
 from ..engines.binding import DTYPES, Array, check_feeds
 from ..engines.manifest import NetworkSpec
 from ..errors import BindingError, EngineError, MissingDependency, NonFiniteError, ParameterError
-from .gradient import Condition, Feeds, check_input, first_input
+from .gradient import Condition, Feeds, check_input, first_input, gradient_name
 
 if TYPE_CHECKING:
     from ..engines.bundle import Bundle
@@ -74,7 +74,7 @@ class AutogradGradient:
             torch.set_num_threads(threads)
         self._torch, self._of, self._device = torch, of, device
         self._first = first_input(spec, of)
-        self._name = "gradient" if of == "x" else f"gradient_{of}"
+        self._name = gradient_name(spec, of)
         self._loss = None if loss is None else LOSSES[loss]
         wanted = [n for n in names if n != "gradient" and not n.startswith("gradient_")]
         self._spec = spec if loss is None else _with_references(spec)

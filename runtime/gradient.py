@@ -29,6 +29,7 @@ __all__ = [
     "Gradient",
     "check_input",
     "first_input",
+    "gradient_name",
     "gradient_output",
     "open_gradient",
 ]
@@ -191,6 +192,12 @@ def check_input(spec: NetworkSpec, of: str) -> None:
         )
 
 
+def gradient_name(spec: NetworkSpec, of: str) -> str:
+    """What the derivative by the input `of` is called: ``gradient`` by x, if no other has an output beside it."""
+    several = any(binding.name.startswith("gradient_") for binding in spec.outputs)
+    return "gradient" if of == "x" and not several else f"gradient_{of}"
+
+
 def gradient_output(spec: NetworkSpec, of: str) -> str:
     """The output of a network that is the derivative of its ``loss`` by the input `of`: ``gradient`` is by x.
 
@@ -200,7 +207,7 @@ def gradient_output(spec: NetworkSpec, of: str) -> str:
     """
     check_input(spec, of)
     names = {binding.name for binding in spec.outputs}
-    name = "gradient" if of == "x" and "gradient" in names else f"gradient_{of}"
+    name = gradient_name(spec, of)
     if "loss" not in names or name not in names:
         raise EngineError(
             f"{spec.name}: has no outputs 'loss' and {name!r}, it gives {', '.join(sorted(names))}; "

@@ -23,7 +23,7 @@ from ..errors import Cancelled, NonFiniteError, ParameterError
 from .denoiser import Denoiser, Parametrization, Prediction, PredictionKind
 from .sampler import StepInfo
 from .schedule import Schedule
-from .spacings import check_steps
+from .spacings import check_steps, integer_list
 
 __all__ = ["Climb", "diffusers_climbs", "edit_timesteps", "invert", "official_climbs", "plain_climbs"]
 
@@ -95,8 +95,8 @@ def edit_timesteps(schedule: Schedule, steps: int) -> list[int]:
 
 def _leading(schedule: Schedule, steps: int) -> tuple[list[int], int]:
     check_steps(steps, len(schedule))
-    stride = len(schedule) // steps
-    return [1 + i * stride for i in range(steps)], stride
+    times = integer_list(len(schedule), steps, "leading", offset=1, drop_last=0, fractional=False)
+    return [int(t) for t in times[::-1]], len(schedule) // steps
 
 
 def invert(

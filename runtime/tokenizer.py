@@ -16,7 +16,16 @@ import numpy as np
 from ..engines.binding import Array
 from ..errors import BundleError, MissingDependency, ParameterError, PromptError
 
-__all__ = ["BertTokenizer", "ClipTokenizer", "Tokenizer", "Tokens", "open_tokenizer"]
+__all__ = ["BertTokenizer", "ClipTokenizer", "Tokenizer", "Tokens", "open_tokenizer", "shortened"]
+
+
+_SHOWN = 80
+"""Characters of a prompt that a message repeats."""
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,15 @@ class Tokens:
     mask: Array
     cut: tuple[str, ...]
     unknown: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell of every prompt that did not fit, the part that was cut off shortened."""
+        return [
+            f"a prompt has more than the {self.ids.shape[1]} tokens that the bundle takes; cut off: {shortened(rest)!r}"
+            for rest in self.cut
+            if rest
+        ]
 
 
 class Tokenizer:

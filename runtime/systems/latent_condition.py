@@ -132,12 +132,7 @@ class ConditionEncoder:
         wanted = [*prompts, *(negatives if guided else ())]
         unique = list(dict.fromkeys(wanted))
         tokens = self._tokenizer()(unique)
-        limit = self._settings.max_tokens
-        warnings = [
-            f"a prompt has more than the {limit} tokens that the bundle takes; cut off: {rest!r}"
-            for rest in tokens.cut
-            if rest
-        ]
+        warnings = tokens.notes
         strange = dict.fromkeys(word for words in tokens.unknown for word in words)
         if strange:
             warnings.append(f"the bundle's vocabulary does not have {', '.join(map(repr, strange))}; say it in words")

@@ -11,15 +11,12 @@ from ...engines.binding import Array
 from ...engines.engine import Engine, check_finite
 from ...errors import DirectionError, ParameterError
 from ..direction import Direction, between, mean_states
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, shortened
 
 __all__ = ["TextStates"]
 
 _BATCH = 16
 """Sentences encoded at once; more is no faster on a processor and takes memory."""
-
-_SHOWN = 80
-"""Characters of a prompt that a message repeats."""
 
 
 class TextStates:
@@ -54,13 +51,7 @@ class TextStates:
         """
         tokens = self._tokenizer(texts)
         rows = [self._encode(tokens.ids[i : i + 1], tokens.mask[i : i + 1]).copy() for i in range(len(texts))]
-        limit = self._tokenizer.max_tokens
-        notes = tuple(
-            f"a prompt has more than the {limit} tokens that the bundle takes; cut off: {_short(rest)!r}"
-            for rest in tokens.cut
-            if rest
-        )
-        return np.concatenate(rows), notes
+        return np.concatenate(rows), tuple(tokens.notes)
 
     def direction(
         self,
@@ -126,7 +117,7 @@ def _check(side: Any) -> None:
                 "save them again"
             )
     elif isinstance(side, str):
-        raise ParameterError(f"sentences are the text {_short(side)!r}, need a list of texts; pass it in a list")
+        raise ParameterError(f"sentences are the text {shortened(side)!r}, need a list of texts; pass it in a list")
     elif not isinstance(side, Sequence):
         raise ParameterError(
             f"a side of a direction is of type {type(side).__name__}, need sentences or states; "
@@ -134,7 +125,3 @@ def _check(side: Any) -> None:
         )
     elif not side:
         raise DirectionError("a side of a direction has no sentence to average; pass one or more")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -50,14 +50,7 @@ def test_tensors_go_in_and_out_without_numpy(tiny_ldm: Path, tmp_path: Path) -> 
     torch = pytest.importorskip("torch")
     import tiny_p2p
 
-    rng = np.random.default_rng(0)
-    feeds = {
-        "x": rng.standard_normal((2, 4, 8, 8)),
-        "t": np.array([1, 900]),
-        "context": rng.standard_normal((2, tiny_p2p.TOKENS, tiny_p2p.WIDTH)),
-        "reference_00": rng.random((2, 1, 64, tiny_p2p.TOKENS)),
-    }
-    feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+    feeds = tiny_p2p.random_feeds()
     bundle = tiny_p2p.write(tiny_ldm, tmp_path / "b")
     with open_gradient(bundle, "unet_maps", backend="torch", loss="attention_maps") as gradient:
         loss, expected = gradient(**feeds)

@@ -51,6 +51,18 @@ def _gradient() -> list[Any]:
     ]
 
 
+def random_feeds() -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Inputs of the gradient, for two pictures of 8x8 latents."""
+    rng = np.random.default_rng(0)
+    feeds = {
+        "x": rng.standard_normal((2, 4, 8, 8)),
+        "t": np.array([1, 900]),
+        "context": rng.standard_normal((2, TOKENS, WIDTH)),
+        "reference_00": rng.random((2, 1, 64, TOKENS)),
+    }
+    return {name: array.astype(np.float32) for name, array in feeds.items()}
+
+
 def write(source: Path, out: Path, *, gradient: bool = True) -> Bundle:
     """Copy the tiny bundle `source` and add ``unet_maps`` and ``unet_gradient``."""
     bundle = Bundle.open(source)
